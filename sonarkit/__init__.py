@@ -1,0 +1,36 @@
+"""sonarkit: a notebook-first research kit for language models that think in sentence embeddings.
+
+    import sonarkit as sk
+    sonar = sk.Sonar.from_pretrained("mini")
+    z = sonar.encode(["A fox ran home."], lang="eng_Latn")
+    sonar.decode(z, lang="fra_Latn")
+    sk.SonarLLM.from_pretrained("mini").generate("Once upon a time there was a little fox named Mia.").text
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sonarkit.codec.pipeline import Sonar as Sonar
+    from sonarkit.models.rollout import Story as Story
+    from sonarkit.models.sonar_llm import SonarLLM as SonarLLM
+    from sonarkit.store.reader import Store as Store
+
+__version__ = "0.1.0"
+
+# Public names and the modules they live in; imported when first used, so that `import sonarkit` is instant.
+_HOMES = {
+    "Sonar": "sonarkit.codec.pipeline",
+    "SonarLLM": "sonarkit.models.sonar_llm",
+    "Store": "sonarkit.store.reader",
+    "Story": "sonarkit.models.rollout",
+}
+__all__ = ["Sonar", "SonarLLM", "Store", "Story"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'sonarkit' has no attribute {name!r}; it has {', '.join(__all__)}")

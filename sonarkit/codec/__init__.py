@@ -1,0 +1,1 @@
+"""SONAR itself: sentences to vectors and back."""

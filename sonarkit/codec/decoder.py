@@ -1,0 +1,124 @@
+"""SONAR's text decoder: a transformer whose only memory is the sentence vector.
+
+Its cross-attention has a single key, so the softmax is 1 and the term is exactly W_o(W_v z + b_v) + b_o,
+the same for every token of the sentence. The queries, the keys and the layer norm before them never reach
+the output, so they are not even stored: a decoder layer adds the sentence's term between its
+self-attention and its feed-forward network. This holds in value and in gradient (tests/unit/test_decoder.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.layers import FeedForward, SelfAttention, TokenEmbedding
+from sonarkit.core.cross_entropy import linear_cross_entropy
+from sonarkit.core.packing import Packing
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention = SelfAttention(config)
+        self.ffn_norm = nn.LayerNorm(config.width)
+        self.ffn = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_TH: Tensor, sentence_TH: Tensor, packing: Packing) -> Tensor:
+        x_TH = x_TH + self.dropout(self.attention(self.attention_norm(x_TH), packing, causal=True))
+        x_TH = x_TH + self.dropout(sentence_TH)
+        return x_TH + self.dropout(self.ffn(self.ffn_norm(x_TH)))
+
+    def step(self, x_BH: Tensor, sentence_BH: Tensor, cache: Tensor, length: int) -> Tensor:
+        x_BH = x_BH + self.attention.step(self.attention_norm(x_BH), cache, length) + sentence_BH
+        return x_BH + self.ffn(self.ffn_norm(x_BH))
+
+
+class SentenceTerms(nn.Module):
+    """All layers' cross-attention to one vector: z (N, D) -> (layers, N, H)."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        shape = (config.decoder_layers, config.width, config.width)
+        bound = (3 / config.width) ** 0.5  # xavier
+        self.value_weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.value_bias = nn.Parameter(torch.zeros(shape[:2]))
+        self.output_weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.output_bias = nn.Parameter(torch.zeros(shape[:2]))
+
+    def forward(self, z_ND: Tensor) -> Tensor:
+        values = torch.matmul(z_ND, self.value_weight.mT) + self.value_bias[:, None]
+        return torch.matmul(values, self.output_weight.mT) + self.output_bias[:, None]
+
+
+@dataclass
+class DecodingState:
+    """What incremental decoding of B rows remembers."""
+
+    sentence_LBH: Tensor  # cross-attention term of each layer and row
+    cache: Tensor  # (layers, 2, B, heads, max_tokens, d) keys and values
+    length: int  # tokens fed so far
+
+    def select(self, rows: Tensor) -> DecodingState:
+        """Keep (or repeat, or reorder) rows; only the filled part of the cache is moved."""
+        kept = self.cache[:, :, :, :, : self.length].index_select(2, rows)
+        cache = self.cache.new_empty(*self.cache.shape[:2], len(rows), *self.cache.shape[3:])
+        cache[:, :, :, :, : self.length] = kept
+        return DecodingState(self.sentence_LBH.index_select(1, rows), cache, self.length)
+
+
+class Decoder(nn.Module):
+    """Sentence vectors -> token probabilities; input `</s> __lang__ pieces`, output projection tied."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = TokenEmbedding(config)
+        self.sentence_terms = SentenceTerms(config)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, z_ND: Tensor, ids_T: Tensor, packing: Packing) -> Tensor:
+        """Teacher forcing: z in the caller's order and the packed inputs -> (T, H) last hidden states, packed."""
+        terms_LNH = self.sentence_terms(z_ND.index_select(0, packing.order_N))
+        x_TH = self.embedding(ids_T, packing.positions())
+        for layer, term_NH in zip(self.layers, terms_LNH):
+            x_TH = layer(x_TH, packing.spread(term_NH), packing)
+        return self.norm(x_TH)
+
+    def token_losses(
+        self, z_ND: Tensor, targets_T: Tensor, packing: Packing, skip: int = 1, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each sentence's own tokens given its vector, by teacher forcing.
+
+        `targets_T` holds whole packed targets `</s> __lang__ pieces </s>`. The first `skip` predictions are not
+        counted: 1 leaves out the language token, which is given, not predicted. Returns the differentiable
+        sum () in nats and the loss of every counted token (tokens,), packed.
+        """
+        inputs_T = torch.cat([block[:, :-1].flatten() for block in packing.split(targets_T)])
+        wanted_T = torch.cat([block[:, skip + 1 :].flatten() for block in packing.split(targets_T)])
+        shorter = packing.without_last()
+        hidden_TH = self(z_ND, inputs_T, shorter)
+        counted_TH = torch.cat([block[:, skip:].flatten(0, 1) for block in shorter.split(hidden_TH)])
+        return linear_cross_entropy(counted_TH, self.embedding.weight, wanted_T, label_smoothing)
+
+    @torch.no_grad()
+    def start(self, z_BD: Tensor, max_tokens: int) -> DecodingState:
+        """State for decoding B vectors into at most `max_tokens` tokens each."""
+        head_width = self.config.width // self.config.heads
+        shape = (len(self.layers), 2, len(z_BD), self.config.heads, max_tokens, head_width)
+        sentence = self.sentence_terms(z_BD.to(self.embedding.weight.dtype))
+        return DecodingState(sentence, sentence.new_empty(shape), 0)
+
+    @torch.no_grad()
+    def step(self, ids_B: Tensor, state: DecodingState) -> Tensor:
+        """Feed one token per row; advances `state`. -> (B, V) log-probabilities in float32."""
+        x_BH = self.embedding(ids_B, torch.full_like(ids_B, state.length))
+        for layer, term, cache in zip(self.layers, state.sentence_LBH, state.cache):
+            x_BH = layer.step(x_BH, term, cache, state.length)
+        state.length += 1
+        return torch.log_softmax((self.norm(x_BH) @ self.embedding.weight.T).float(), -1)

@@ -1,0 +1,227 @@
+"""`Sonar`: sentences to vectors and back. Encode, decode, translate, and the loss of a text given its vector."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sonarkit.codec import search
+from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.decoder import Decoder
+from sonarkit.codec.encoder import Encoder
+from sonarkit.codec.search import Hypothesis, SearchConfig
+from sonarkit.core import checkpoint, config as configs
+from sonarkit.core.loss import LossSum
+from sonarkit.core.packing import chunks_by_tokens, pack
+from sonarkit.core.paths import asset
+from sonarkit.text.languages import check_language, per_text
+from sonarkit.text.tokenizer import Tokenizer
+
+SHIPPED = {"mini": "mini/sonar"}
+FORMAT = "sonarkit-codec-1"
+
+
+class TruncationWarning(UserWarning):
+    """Some texts were longer than the codec's maximum and were cut."""
+
+
+class Sonar(nn.Module):
+    """A SONAR codec: text encoder, text decoder and tokenizer.
+
+    `encode` and `decode` take a list of sentences or vectors with one language for all or one for each, sort
+    them by length into batches and give results in the order that was passed.
+    """
+
+    def __init__(self, config: CodecConfig, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        if tokenizer.size != config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.size} tokens but the embedding table {config.vocab_size} rows; "
+                "they must come from the same codec"
+            )
+        self.config, self.tokenizer = config, tokenizer
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.name = ""  # what from_pretrained was given
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Sonar:
+        """The shipped codec `"mini"`, or a folder written by `save_pretrained`.
+
+        Raises FileNotFoundError for what is not there and ValueError for files that are not whole.
+        """
+        folder = asset(SHIPPED[str(name)]) if str(name) in SHIPPED else Path(name)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"no codec at {str(name)!r}: expected one of {', '.join(sorted(SHIPPED))} or a folder with config.json, "
+                "model.safetensors and tokenizer.spm"
+            )
+        with torch.device("meta"):
+            sonar = cls(configs.load(CodecConfig, folder / "config.json"), Tokenizer.load(folder))
+        tensors = checkpoint.read_safetensors(folder / "model.safetensors")
+        checkpoint.assign(sonar, {key: value.to(dtype) for key, value in tensors.items()}, folder / "model.safetensors")
+        sonar.name = str(name)
+        return sonar.to(device).eval()
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write `config.json`, `model.safetensors` (in `dtype`) and the tokenizer; atomic file by file."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in self.state_dict().items()}
+        checkpoint.write_safetensors(folder / "model.safetensors", tensors, {"format": FORMAT})
+        self.tokenizer.save(folder)
+        configs.save(self.config, folder / "config.json")
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.embedding.weight.device
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return self.config.languages
+
+    def fingerprint(self) -> str:
+        """12 hex digits that tell this codec's vectors from another's: a hash of encoder and tokenizer."""
+        digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
+        for key, value in sorted(self.encoder.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    # ------------------------------------------------------------------ tokens
+
+    def _cut(self, pieces: list[list[int]], room: int) -> list[list[int]]:
+        """Cut what is longer than `room` pieces and say how many were."""
+        too_long = sum(len(p) > room for p in pieces)
+        if too_long:
+            warnings.warn(
+                f"{too_long} of {len(pieces)} texts were longer than {room} tokens and were cut; split them into sentences first",
+                TruncationWarning,
+                stacklevel=3,
+            )
+        return [p[:room] for p in pieces]
+
+    def source_ids(self, texts: Sequence[str], lang: str | Sequence[str]) -> list[list[int]]:
+        """`__lang__ pieces </s>` for each text: what the encoder reads."""
+        languages = per_text(lang, len(texts), self.languages)
+        pieces = self._cut(self.tokenizer.pieces_batch(list(texts)), self.config.max_tokens - 2)
+        return [[self.tokenizer.language_id(code), *p, self.tokenizer.eos_id] for code, p in zip(languages, pieces)]
+
+    def target_ids(self, texts: Sequence[str], lang: str | Sequence[str]) -> list[list[int]]:
+        """`</s> __lang__ pieces </s>` for each text: what the decoder learns to say."""
+        languages = per_text(lang, len(texts), self.languages)
+        pieces = self._cut(self.tokenizer.pieces_batch(list(texts)), self.config.max_tokens - 2)
+        eos = self.tokenizer.eos_id
+        return [[eos, self.tokenizer.language_id(code), *p, eos] for code, p in zip(languages, pieces)]
+
+    # ------------------------------------------------------------------ text -> vectors
+
+    @torch.no_grad()
+    def encode(
+        self, texts: Sequence[str], lang: str | Sequence[str] = "eng_Latn", *, batch_tokens: int = 4096, progress: bool = False
+    ) -> Tensor:
+        """Sentences -> (n, D) float32 vectors on `self.device`, in the order given.
+
+        `lang` is one FLORES-200 code or one per text. `batch_tokens` bounds the tokens in a batch. The result
+        is an ordinary tensor: gradients may start from it. Raises UnknownLanguageError (nearest code named).
+        """
+        _check_texts(texts)
+        ids = self.source_ids(texts, lang)
+        vectors = torch.empty(len(texts), self.config.width, device=self.device)
+        for chunk in _batches(ids, batch_tokens, progress, "encode"):
+            vectors[chunk] = self.encoder(*pack([ids[i] for i in chunk], self.device)).float()
+        return vectors
+
+    # ------------------------------------------------------------------ vectors -> text
+
+    def search(
+        self, z: Tensor, lang: str | Sequence[str] = "eng_Latn", config: SearchConfig = SearchConfig(), *,
+        batch_size: int = 32, seed: int | None = None, progress: bool = False,
+    ) -> list[list[Hypothesis]]:
+        """(n, D) vectors -> for each the hypotheses found, best first, with ids and log-probabilities.
+
+        `seed` makes sampling repeatable. Raises ValueError for vectors of another width or with NaN.
+        """
+        z = self._check_vectors(z)
+        codes = [self.tokenizer.language_id(code) for code in per_text(lang, len(z), self.languages)]
+        limit = self.config.max_tokens - 3  # the prefix and the end take three places
+        config = config if config.max_tokens <= limit else _with_max_tokens(config, limit)
+        forbidden = [i for i in self.tokenizer.special_ids if i != self.tokenizer.eos_id]
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        found: list[list[Hypothesis]] = []
+        starts = range(0, len(z), batch_size)
+        for start in tqdm(starts, desc="decode", unit="batch", disable=not progress, leave=False):
+            rows = slice(start, start + batch_size)
+            arguments = (self.decoder, z[rows], codes[rows], config)
+            options = {"eos_id": self.tokenizer.eos_id, "forbidden": forbidden}
+            if config.sample:
+                found += search.sample(*arguments, **options, generator=generator)
+            else:
+                found += search.beam_search(*arguments, **options)
+        return found
+
+    def decode(
+        self, z: Tensor, lang: str | Sequence[str] = "eng_Latn", *, beam_size: int = 5, max_tokens: int = 256,
+        sample: bool = False, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+        batch_size: int = 32, seed: int | None = None, progress: bool = False,
+    ) -> list[str]:
+        """(n, D) vectors -> n sentences in `lang` (one code, or one per vector). See `SearchConfig` for the options."""
+        config = SearchConfig(beam_size, max_tokens, sample, temperature, top_k, top_p)
+        found = self.search(z, lang, config, batch_size=batch_size, seed=seed, progress=progress)
+        return [self.tokenizer.decode(hypotheses[0].ids) for hypotheses in found]
+
+    def translate(
+        self, texts: Sequence[str], source_lang: str | Sequence[str], target_lang: str | Sequence[str], **options: object
+    ) -> list[str]:
+        """Encode in one language, decode in another. `options` go to `decode`."""
+        return self.decode(self.encode(texts, source_lang), target_lang, **options)  # type: ignore[arg-type]
+
+    # ------------------------------------------------------------------ the loss of a text given its vector
+
+    def token_loss(self, z: Tensor, texts: Sequence[str], lang: str | Sequence[str] = "eng_Latn", *, as_published: bool = False) -> LossSum:
+        """Cross-entropy of each text under the decoder, given its vector; differentiable in `z` (n, D).
+
+        Sum in nats and count of target tokens: pieces and `</s>`. `as_published` also counts the language
+        token and a second `</s>`, as SONAR-LLM's published trainer does (arXiv 2508.05305, public code).
+        """
+        _check_texts(texts)
+        z = self._check_vectors(z)
+        if len(z) != len(texts):
+            raise ValueError(f"one vector per text is needed, got {len(z)} vectors and {len(texts)} texts")
+        targets = self.target_ids(texts, lang)
+        if as_published:
+            targets = [[*ids, self.tokenizer.eos_id] for ids in targets]
+        total, losses = self.decoder.token_losses(z, *pack(targets, self.device), skip=0 if as_published else 1)
+        return LossSum(total, len(losses), {})
+
+    def _check_vectors(self, z: Tensor) -> Tensor:
+        if z.ndim != 2 or z.shape[1] != self.config.width:
+            raise ValueError(f"expected vectors of shape (n, {self.config.width}) for this codec, got {tuple(z.shape)}")
+        if not torch.isfinite(z).all():
+            raise ValueError("the vectors hold NaN or infinity; check what produced them")
+        return z.to(self.device, self.decoder.embedding.weight.dtype)
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise ValueError("expected a list of texts, got one string; pass [text]")
+
+
+def _with_max_tokens(config: SearchConfig, limit: int) -> SearchConfig:
+    return SearchConfig(config.beam_size, limit, config.sample, config.temperature, config.top_k, config.top_p)
+
+
+def _batches(ids: list[list[int]], budget: int, progress: bool, what: str) -> Iterator[list[int]]:
+    """Chunks of similar length within a token budget, the longest first so that memory runs out at once or never."""
+    bar = tqdm(total=len(ids), desc=what, unit=" sentences", disable=not progress, leave=False)
+    for chunk in reversed(chunks_by_tokens([len(i) for i in ids], budget)):
+        yield chunk
+        bar.update(len(chunk))
+    bar.close()

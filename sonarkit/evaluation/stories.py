@@ -1,0 +1,33 @@
+"""Counting what can be counted about generated stories."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from sonarkit.models.rollout import Story
+
+
+def story_report(stories: Sequence[Story]) -> dict[str, float]:
+    """How the stories ended and how much they repeat themselves.
+
+    `stopped_end`, `stopped_loop`, `stopped_max_sentences`: shares of the stories. `repeated_sentences`: share of
+    the told sentences that stood earlier in the same story, prompt included; the sentence on which a loop
+    stopped the story counts as one. `sentences_per_story` counts the told ones.
+    """
+    if not stories:
+        raise ValueError("story_report() needs at least one story")
+    stops = Counter(story.stopped_by for story in stories)
+    repeated = told = 0
+    for story in stories:
+        said = story.continuation + ([story.steps[-1].sentence] if story.stopped_by == "loop" else [])
+        earlier = set(story.sentences[: story.prompt_sentences])
+        for sentence in said:
+            repeated += sentence in earlier
+            earlier.add(sentence)
+        told += len(said)
+    return {
+        **{f"stopped_{why}": stops[why] / len(stories) for why in ("end", "loop", "max_sentences")},
+        "repeated_sentences": repeated / max(1, told),
+        "sentences_per_story": told / len(stories),
+    }

@@ -1,0 +1,167 @@
+"""The decoder-only transformer under every model here: Llama 3's blocks, read from and written to vectors.
+
+RMSNorm, SwiGLU, rotary positions with Llama 3's scaling, no biases; heads x head_dim need not equal the
+hidden width. Parameter names are Hugging Face's, so that published weights load by name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sonarkit.core.packing import Packing
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The shape of a backbone; the rest is Llama 3.2's (arXiv 2508.05305, section 4 and public configuration)."""
+
+    hidden: int
+    ffn: int
+    layers: int
+    heads: int
+    head_dim: int
+    norm_eps: float = 1e-6
+    rope_theta: float = 500_000.0
+    rope_factor: float = 32.0
+    rope_low_frequency_factor: float = 1.0
+    rope_high_frequency_factor: float = 4.0
+    rope_original_positions: int = 8192
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        if min(self.hidden, self.ffn, self.layers, self.heads) < 1 or self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"hidden, ffn, layers and heads must be positive and head_dim even: {self}")
+
+
+@lru_cache
+def rope_frequencies(config: BackboneConfig, device: torch.device) -> Tensor:
+    """(head_dim / 2,) radians per position, slow ones stretched as in Llama 3.1.
+
+    Wavelengths above original / low are divided by `factor`, those below original / high are kept, and
+    between the two the frequency is interpolated.
+    """
+    with torch.device("cpu"):
+        frequency = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+        turns = config.rope_original_positions * frequency / (2 * math.pi)  # how often it turns in the original context
+        low, high = config.rope_low_frequency_factor, config.rope_high_frequency_factor
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return (frequency * kept + frequency / config.rope_factor * (1 - kept)).to(device)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotary positions: x (..., heads, d), angles (..., d / 2) -> x with pairs (i, i + d/2) turned."""
+    cos, sin = angles.cos().to(x.dtype)[..., None, :], angles.sin().to(x.dtype)[..., None, :]
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        inner = config.heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden, inner, bias=False)
+        self.k_proj = nn.Linear(config.hidden, inner, bias=False)
+        self.v_proj = nn.Linear(config.hidden, inner, bias=False)
+        self.o_proj = nn.Linear(inner, config.hidden, bias=False)
+
+    def _heads(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = (p(x).unflatten(-1, (self.heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        return rotate(query, angles), rotate(key, angles), value
+
+    def forward(self, x_TH: Tensor, angles: Tensor, packing: Packing) -> Tensor:
+        qkv = torch.cat([part.flatten(-2) for part in self._heads(x_TH, angles)], -1)
+        return self.o_proj(packing.attention(qkv, self.heads, causal=True))
+
+    def extend(self, x_BSH: Tensor, angles: Tensor, cache: Tensor, places_BS: Tensor) -> Tensor:
+        """S new positions per row; `cache` (2, B, S_max, heads, d) already holds those before `places_BS`."""
+        query, key, value = self._heads(x_BSH, angles)
+        rows = torch.arange(len(x_BSH), device=x_BSH.device)[:, None]
+        cache[0, rows, places_BS], cache[1, rows, places_BS] = key, value
+        seen = torch.arange(cache.shape[2], device=x_BSH.device) <= places_BS[:, None, :, None]  # (B, 1, S, S_max)
+        keys, values = (part.transpose(1, 2) for part in cache)
+        attended = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=seen)
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden, config.ffn, bias=False)
+        self.up_proj = nn.Linear(config.hidden, config.ffn, bias=False)
+        self.down_proj = nn.Linear(config.ffn, config.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x_TH: Tensor, angles: Tensor, packing: Packing) -> Tensor:
+        x_TH = x_TH + self.self_attn(self.input_layernorm(x_TH), angles, packing)
+        return x_TH + self.mlp(self.post_attention_layernorm(x_TH))
+
+    def extend(self, x_BSH: Tensor, angles: Tensor, cache: Tensor, places_BS: Tensor) -> Tensor:
+        x_BSH = x_BSH + self.self_attn.extend(self.input_layernorm(x_BSH), angles, cache, places_BS)
+        return x_BSH + self.mlp(self.post_attention_layernorm(x_BSH))
+
+
+@dataclass
+class Context:
+    """What B rows have read so far: keys and values (layers, 2, B, S_max, heads, d) and the length of each row."""
+
+    cache: Tensor
+    lengths_B: Tensor
+
+    def select(self, rows: Tensor) -> Context:
+        return Context(self.cache.index_select(2, rows), self.lengths_B.index_select(0, rows))
+
+
+class Backbone(nn.Module):
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=config.init_std)
+
+    def _angles(self, places: Tensor) -> Tensor:
+        return places[..., None] * rope_frequencies(self.config, places.device)
+
+    def forward(self, x_TH: Tensor, packing: Packing) -> Tensor:
+        """Causal pass over packed documents: (T, H) -> (T, H), after the final norm."""
+        angles = self._angles(packing.positions())
+        for layer in self.layers:
+            x_TH = layer(x_TH, angles, packing)
+        return self.norm(x_TH)
+
+    def empty_context(self, rows: int, positions: int) -> Context:
+        weight = self.norm.weight
+        shape = (len(self.layers), 2, rows, positions, self.config.heads, self.config.head_dim)
+        return Context(weight.new_zeros(shape), torch.zeros(rows, dtype=torch.long, device=weight.device))
+
+    def extend(self, x_BSH: Tensor, context: Context, new_B: Tensor) -> Tensor:
+        """Read `new_B[i]` <= S more positions in each row (the rest of x is padding); advances `context`.
+
+        Returns (B, S, H). What padding writes to the cache lies beyond the row's length and is overwritten later.
+        """
+        places_BS = context.lengths_B[:, None] + torch.arange(x_BSH.shape[1], device=x_BSH.device)
+        angles = self._angles(places_BS)
+        for layer, cache in zip(self.layers, context.cache):
+            x_BSH = layer.extend(x_BSH, angles, cache, places_BS)
+        context.lengths_B = context.lengths_B + new_B
+        return self.norm(x_BSH)

@@ -1,0 +1,1 @@
+"""Text: languages, corpora, sentences, tokenizer and the StoryWorld corpus."""

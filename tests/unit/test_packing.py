@@ -1,0 +1,50 @@
+"""Packed sequences against the padded way of doing the same."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from sonarkit.core.packing import chunks_by_tokens, pack, packing_of
+
+SEQUENCES = [[5, 6, 7], [1], [2, 3, 4], [8, 9]]
+
+
+def test_sequences_lie_sorted_by_length_and_the_order_is_known() -> None:
+    ids, packing = pack(SEQUENCES)
+    assert ids.tolist() == [1, 8, 9, 5, 6, 7, 2, 3, 4]
+    assert packing.blocks == ((1, 1), (1, 2), (2, 3))
+    assert packing.positions().tolist() == [0, 0, 1, 0, 1, 2, 0, 1, 2]
+    firsts = torch.cat([block[:, 0] for block in packing.split(ids)])
+    assert packing.in_callers_order(firsts[:, None])[:, 0].tolist() == [s[0] for s in SEQUENCES]
+
+
+def test_spread_gives_each_token_its_sequence_row() -> None:
+    _, packing = pack(SEQUENCES)
+    rows = torch.arange(4.0)[:, None]
+    assert packing.spread(rows)[:, 0].tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_attention_equals_padded_attention_with_a_mask() -> None:
+    torch.manual_seed(0)
+    heads, width, lengths = 2, 8, [3, 1, 4, 3]
+    packing = packing_of(lengths)
+    padded = torch.randn(4, 4, 3 * width, dtype=torch.float64)
+    flat = torch.cat([padded[i, : lengths[i]] for i in packing.order_N.tolist()])
+    for causal in (False, True):
+        mask = torch.arange(4) < torch.tensor(lengths)[:, None]
+        allowed = mask[:, None, None, :].expand(-1, -1, 4, -1)
+        if causal:
+            allowed = allowed & torch.ones(4, 4, dtype=torch.bool).tril()
+        query, key, value = padded.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        expected = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed).transpose(1, 2).flatten(2)
+        expected = torch.cat([expected[i, : lengths[i]] for i in packing.order_N.tolist()])
+        torch.testing.assert_close(packing.attention(flat, heads, causal), expected, rtol=0, atol=1e-12)
+
+
+def test_chunks_hold_everything_once_within_the_budget() -> None:
+    lengths = [5, 3, 9, 1, 1, 7, 20]
+    chunks = chunks_by_tokens(lengths, 10)
+    assert sorted(i for chunk in chunks for i in chunk) == list(range(7))
+    assert all(sum(lengths[i] for i in chunk) <= 10 or len(chunk) == 1 for chunk in chunks)
+    assert [6] in chunks  # longer than the budget: alone, not lost
