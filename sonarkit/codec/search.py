@@ -68,7 +68,7 @@ def beam_search(
     state, log_probs = start_with_language(decoder, z_BD, language_ids, eos_id, config.max_tokens)
     done: list[list[Hypothesis]] = [[] for _ in range(len(z_BD))]
     rows = list(range(len(z_BD)))  # which sentences are still searched
-    width = 1  # hypotheses per searched sentence: one before the first step, then `beams`
+    width = 1  # hypotheses per searched sentence: one before the first step, then `beams` (fewer in a tiny vocabulary)
     totals = torch.zeros(len(rows), 1, device=device)
     history_ids = torch.empty(len(rows), 0, dtype=torch.long, device=device)  # (rows * width, length)
     history_scores = torch.empty(len(rows), 0, device=device)
@@ -99,14 +99,14 @@ def beam_search(
         if not searching:
             break
         keep = torch.tensor(searching, device=device)
-        best = (scores.masked_fill(tokens == eos_id, -torch.inf))[keep].topk(beams, dim=1).indices
-        totals = scores[keep].gather(1, best)
+        width = min(beams, scores.shape[1])
+        totals, best = scores.masked_fill(tokens == eos_id, -torch.inf)[keep].topk(width, dim=1)
         chosen_parents = parents[keep].gather(1, best).flatten()
         chosen_tokens = tokens[keep].gather(1, best).flatten()
         history_ids = torch.cat([history_ids[chosen_parents], chosen_tokens[:, None]], 1)
         history_scores = torch.cat([history_scores[chosen_parents], token_scores[keep].gather(1, best).view(-1, 1)], 1)
         state = state.select(chosen_parents)
-        rows, width = [rows[row] for row in searching], beams
+        rows = [rows[row] for row in searching]
         log_probs = decoder.step(chosen_tokens, state)
 
     # Sentences that never ended within max_tokens: their living beams, cut.

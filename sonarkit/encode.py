@@ -1,0 +1,79 @@
+"""Turn a corpus into an embedding store, on one process or many.
+
+    python sonarkit/encode.py storyworld:20000 stores/train
+    torchrun --nproc-per-node 2 sonarkit/encode.py stories.jsonl stores/mine --codec mini --column text
+
+A run that was interrupted goes on when the same command is given again: finished shards are kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# torchrun puts this file's own folder first on sys.path, where our file names would shadow libraries: use its parent.
+if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from typing import Annotated, Any  # noqa: E402
+
+import tyro  # noqa: E402
+
+from sonarkit.codec.pipeline import Sonar  # noqa: E402
+from sonarkit.core.distributed import World, print0, start, stop  # noqa: E402
+from sonarkit.core.errors import UserErrors  # noqa: E402
+from sonarkit.models.rollout import END_OF_SEQUENCE  # noqa: E402
+from sonarkit.store.build import Coder, StoreStamp, build  # noqa: E402
+from sonarkit.text.corpora import open_corpus  # noqa: E402
+from sonarkit.text.languages import check_language  # noqa: E402
+from sonarkit.text.sentences import segmenter_name, split_sentences  # noqa: E402
+
+
+def encode_corpus(
+    corpus: Annotated[str, tyro.conf.Positional],
+    store: Annotated[Path, tyro.conf.Positional],
+    codec: str = "mini",
+    lang: str = "eng_Latn",
+    column: str = "text",
+    limit: int | None = None,
+    documents_per_shard: int = 512,
+    batch_tokens: int = 4096,
+) -> None:
+    """Encode the sentences of a corpus into an embedding store.
+
+    Args:
+        corpus: A .txt, .jsonl, .jsonl.gz or .parquet file, a folder of them, storyworld:COUNT, storyworld:valid,
+            storyworld:test, handwritten, or hf:NAME.
+        store: The folder to write; one that was begun by the same command is finished.
+        codec: "mini" or a folder.
+        lang: The language of the corpus, as a FLORES-200 code.
+        column: Where the text is, in corpora with columns.
+        limit: Take only this many documents.
+        documents_per_shard: Documents in a file of the store, the unit of work of a rank.
+        batch_tokens: Tokens encoded at once.
+    """
+    with UserErrors():
+        world = start()
+        try:
+            manifest = encode_into(corpus, store, Sonar.from_pretrained(codec, device=world.device), world, lang, column, limit, documents_per_shard, batch_tokens)
+        finally:
+            stop()
+        dropped = ", ".join(f"{count} {why}" for why, count in manifest["dropped"].items()) or "none"
+        print0(world, f"{store}: {manifest['documents']} documents, {manifest['sentences']} sentences, {manifest['tokens']} tokens; dropped: {dropped}")
+
+
+def encode_into(
+    corpus: str, store: Path, sonar: Sonar, world: World, lang: str = "eng_Latn", column: str = "text", limit: int | None = None,
+    documents_per_shard: int = 512, batch_tokens: int = 4096,
+) -> dict[str, Any]:
+    """Build (this rank's share of) a store with a codec that is already loaded. Returns the manifest."""
+    check_language(lang, sonar.languages)
+    name = f"{corpus} column={column} limit={limit}"
+    stamp = StoreStamp(name, lang, segmenter_name(lang), sonar.name, sonar.fingerprint(), sonar.config.width, documents_per_shard)
+    coder = Coder(lambda texts: sonar.encode(texts, lang, batch_tokens=batch_tokens), sonar.tokenizer.pieces_batch)
+    documents = open_corpus(corpus, column=column, lang=lang, limit=limit)
+    return build(documents, store, stamp, coder, lambda text: split_sentences(text, lang), END_OF_SEQUENCE, world)
+
+
+if __name__ == "__main__":
+    tyro.cli(encode_corpus)

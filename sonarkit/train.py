@@ -1,0 +1,132 @@
+"""Train anything here, on one process or many.
+
+    python sonarkit/train.py sonar-llm --size mini --data stores/train --valid stores/valid --out runs/mine
+    torchrun --nproc-per-node 2 sonarkit/train.py codec --size mini --bitext pairs.jsonl.gz --steps 2000
+
+FAMILY is codec or sonar-llm; --size names the recipe, every field of which is an option (--help lists them).
+A run that was stopped goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# torchrun puts this file's own folder first on sys.path, where our file names would shadow libraries: use its parent.
+if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch  # noqa: E402
+import tyro  # noqa: E402
+
+from sonarkit import recipes  # noqa: E402
+from sonarkit.codec.pipeline import Sonar  # noqa: E402
+from sonarkit.core.distributed import World, barrier, print0, start, stop  # noqa: E402
+from sonarkit.core.errors import UserErrors  # noqa: E402
+from sonarkit.evaluation.codec import codec_report  # noqa: E402
+from sonarkit.evaluation.stories import story_report  # noqa: E402
+from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig  # noqa: E402
+from sonarkit.recipes import CodecRun, SonarLLMRun  # noqa: E402
+from sonarkit.store.reader import Store  # noqa: E402
+from sonarkit.text import storyworld  # noqa: E402
+from sonarkit.text.bitext import held_out, read_aligned  # noqa: E402
+from sonarkit.text.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
+from sonarkit.training.codec_task import CodecTask, Row, Source  # noqa: E402
+from sonarkit.training.concept_task import ConceptTask  # noqa: E402
+from sonarkit.training.loop import train  # noqa: E402
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with UserErrors():
+        run = parse(arguments)
+        world = start()
+        try:
+            if isinstance(run, CodecRun):
+                train_codec(run, world)
+            else:
+                train_sonar_llm(run, world)
+        finally:
+            stop()
+
+
+def parse(arguments: list[str]) -> CodecRun | SonarLLMRun:
+    """FAMILY [--size SIZE] and overrides of the recipe's fields -> the run."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        raise SystemExit(0)
+    family, rest, size = arguments[0], arguments[1:], "mini"
+    if "--size" in rest:
+        place = rest.index("--size")
+        if place + 1 == len(rest):
+            raise ValueError("--size needs a name, such as --size mini")
+        size, rest = rest[place + 1], rest[:place] + rest[place + 2 :]
+    base = recipes.recipe(family, size)
+    prog = f"train.py {family} --size {size}"
+    return tyro.cli(type(base), prog=prog, args=rest, default=base, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def train_sonar_llm(run: SonarLLMRun, world: World) -> dict[str, float]:
+    """Train a SONAR-LLM on the store `run.data`."""
+    sonar = Sonar.from_pretrained(run.codec)
+    stores = [Store(folder, sonar.fingerprint()) for folder in (run.data, run.valid)]
+    torch.manual_seed(run.train.seed)
+    config = SonarLLMConfig(run.backbone, sonar.config.width, run.codec, sonar.fingerprint())
+    model = SonarLLM(config, sonar)
+    if run.train.precision == "bfloat16":
+        print0(world, "bfloat16 autocast; weights, sums and optimizer in float32")
+    print0(world, f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(stores[0])} documents, {world.size} rank(s)")
+    openings = [" ".join(stores[1][i].texts[:2]) for i in range(min(8, len(stores[1])))]
+
+    def samples(model: SonarLLM) -> dict[str, float]:
+        stories = model.generate(openings, stores[1].lang, beam_size=1)
+        print(f"a story: {stories[0].text}", flush=True)
+        return story_report(stories)
+
+    return train(ConceptTask(model, stores[0], stores[1], run.batches, run.train.seed, samples), run.train, world)
+
+
+def train_codec(run: CodecRun, world: World) -> dict[str, float]:
+    """Train a SONAR codec on StoryWorld and bitext; the tokenizer is trained first, or found in the run's folder."""
+    rows = storyworld_rows(run.stories, run.train.seed)
+    sources = [Source("storyworld", rows, 1 - run.bitext_share if run.bitext else 1.0)]
+    for path in run.bitext:
+        pairs = [row for row in read_aligned(path) if not held_out(row.get("eng_Latn", ""))]
+        sources.append(Source(path.name, pairs, run.bitext_share / len(run.bitext)))
+    tokenizer = _tokenizer(run, sources, world)
+    torch.manual_seed(run.train.seed)
+    sonar = Sonar(run.codec_config(tokenizer.size), tokenizer)
+    print0(world, f"{sum(p.numel() for p in sonar.parameters()) / 1e6:.1f}M parameters, " + ", ".join(f"{len(s.rows)} rows of {s.name}" for s in sources))
+    valid = [row for story in storyworld.stories(20, split="valid") for row in aligned(story.sentences)]
+
+    task = CodecTask(
+        sonar, sources, run.objective, pairs_per_step=run.pairs_per_step, micro_pairs=run.micro_pairs, seed=run.train.seed,
+        evaluate=lambda sonar: codec_report(sonar, valid, beam_size=1),
+    )
+    return train(task, run.train, world)
+
+
+def storyworld_rows(stories: int, seed: int) -> list[Row]:
+    """Every sentence of that many training stories, in its four languages; repeated rows once."""
+    unique = {row["eng_Latn"] + "\n" + row["deu_Latn"]: row for s in storyworld.stories(stories, seed=seed) for row in aligned(s.sentences)}
+    return list(unique.values())
+
+
+def aligned(sentences: dict[str, list[str]]) -> list[Row]:
+    """A story's sentences by language -> its rows, one sentence in all languages each."""
+    return [dict(zip(sentences, row)) for row in zip(*sentences.values())]
+
+
+def _tokenizer(run: CodecRun, sources: list[Source], world: World) -> Tokenizer:
+    """Train the tokenizer on a sample of every source, once a run: a resumed run finds it in its folder."""
+    folder = run.train.out / "tokenizer"
+    if world.rank == 0 and not (folder / "tokenizer.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        sample = [text for source in sources for row in source.rows[:: max(1, len(source.rows) // 40_000)] for text in row.values()]
+        train_tokenizer(sample, run.pieces, recipes.STORYWORLD_LANGUAGES).save(folder)
+    barrier(world)
+    return Tokenizer.load(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Sonar: what goes in and out of encode, decode, token_loss, save and load."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from sonarkit.codec.pipeline import Sonar, TruncationWarning
+from sonarkit.text.languages import UnknownLanguageError
+
+TEXTS = ["The little fox ran home.", "Mia found a red kite.", "Tom gave his friend an old map in the forest.", "No."]
+
+
+def test_encoding_keeps_the_order_and_does_not_depend_on_the_batch(sonar: Sonar) -> None:
+    together = sonar.encode(TEXTS)
+    assert together.shape == (4, 32) and together.dtype == torch.float32
+    for i, text in enumerate(TEXTS):
+        torch.testing.assert_close(together[i : i + 1], sonar.encode([text]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(sonar.encode(TEXTS, batch_tokens=5), together, rtol=0, atol=1e-5)
+
+
+def test_each_text_may_have_its_own_language(sonar: Sonar) -> None:
+    mixed = sonar.encode([TEXTS[0]] * 2, ["eng_Latn", "fra_Latn"])
+    torch.testing.assert_close(mixed[1:], sonar.encode([TEXTS[0]], "fra_Latn"), rtol=0, atol=1e-5)
+    assert (mixed[0] - mixed[1]).abs().max() > 1e-3
+    told = sonar.decode(mixed, ["eng_Latn", "deu_Latn"], max_tokens=5)
+    assert told[1] == sonar.decode(mixed[1:], "deu_Latn", max_tokens=5)[0]
+
+
+def test_an_empty_list_gives_an_empty_result_of_the_right_shape(sonar: Sonar) -> None:
+    assert sonar.encode([]).shape == (0, 32)
+    assert sonar.decode(torch.empty(0, 32)) == []
+
+
+def test_the_vector_is_the_mean_of_all_encoder_outputs(sonar: Sonar) -> None:
+    """Language token and </s> included: the plain way, one sentence, no packing."""
+    ids = torch.tensor(sonar.source_ids(TEXTS[:1], "eng_Latn"))[0]
+    encoder = sonar.encoder
+    with torch.no_grad():
+        x = encoder.embedding(ids, torch.arange(len(ids)))
+        for layer in encoder.layers:
+            query, key, value = layer.attention.qkv(layer.attention_norm(x)).view(len(ids), 3, 4, 8).permute(1, 2, 0, 3)
+            weights = (query @ key.mT / 8**0.5).softmax(-1)
+            x = x + layer.attention.output((weights @ value).transpose(0, 1).flatten(1))
+            x = x + layer.ffn.output(layer.ffn.inner(layer.ffn_norm(x)).relu())
+        expected = encoder.norm(x).mean(0)
+    torch.testing.assert_close(sonar.encode(TEXTS[:1])[0], expected, rtol=0, atol=1e-5)
+
+
+def test_token_loss_is_a_sum_that_reaches_the_vector(sonar: Sonar) -> None:
+    z = sonar.encode(TEXTS).requires_grad_()
+    loss = sonar.token_loss(z, TEXTS)
+    assert loss.count == sum(len(sonar.tokenizer.pieces(text)) + 1 for text in TEXTS)
+    loss.total.backward()
+    assert z.grad is not None and (z.grad.abs().sum(1) > 0).all()
+    parts = [sonar.token_loss(z[i : i + 1], [text]) for i, text in enumerate(TEXTS)]
+    assert loss.total.item() == pytest.approx(sum(part.total.item() for part in parts), rel=1e-5)
+    published = sonar.token_loss(z, TEXTS, as_published=True)
+    assert published.count == loss.count + 2 * len(TEXTS)  # the language token and a second </s>
+
+
+def test_saved_and_loaded_is_the_same_function(sonar: Sonar, tmp_path: Path) -> None:
+    sonar.save_pretrained(tmp_path / "codec", dtype=torch.float32)
+    loaded = Sonar.from_pretrained(tmp_path / "codec")
+    assert torch.equal(loaded.encode(TEXTS), sonar.encode(TEXTS))
+    assert loaded.fingerprint() == sonar.fingerprint()
+    with torch.no_grad():
+        loaded.encoder.norm.bias += 0.1
+    assert loaded.fingerprint() != sonar.fingerprint()
+
+
+def test_a_text_beyond_the_maximum_is_cut_with_a_counted_warning(sonar: Sonar) -> None:
+    with pytest.warns(TruncationWarning, match="1 of 2 texts were longer than 62 tokens"):
+        vectors = sonar.encode(["word " * 10_000, "Short."])
+    assert vectors.isfinite().all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sonar.encode(["Short."])
+
+
+@pytest.mark.parametrize("text", ["🦊🌲 emoji", "مرحبا بالعالم", "שלום עולם", "\x00\x07 control", "   ", ""])
+def test_any_text_has_a_finite_vector(sonar: Sonar, text: str) -> None:
+    assert sonar.encode([text]).isfinite().all()
+
+
+def test_bad_input_is_named(sonar: Sonar, tmp_path: Path) -> None:
+    with pytest.raises(UnknownLanguageError, match="did you mean fra_Latn"):
+        sonar.encode(["a"], "fr")
+    with pytest.raises(ValueError, match="2 codes for 3 texts"):
+        sonar.encode(["a", "b", "c"], ["eng_Latn", "fra_Latn"])
+    with pytest.raises(ValueError, match=r"\(n, 32\).*\(2, 31\)"):
+        sonar.decode(torch.zeros(2, 31))
+    with pytest.raises(ValueError, match="NaN"):
+        sonar.decode(torch.full((1, 32), torch.nan))
+    with pytest.raises(ValueError, match=r"pass \[text\]"):
+        sonar.encode("a")
+    with pytest.raises(ValueError, match="1 vectors and 2 texts"):
+        sonar.token_loss(torch.zeros(1, 32), ["a", "b"])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Sonar.from_pretrained(tmp_path / "nowhere")
+
+
+def test_damaged_weights_are_named(sonar: Sonar, tmp_path: Path) -> None:
+    sonar.save_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+        Sonar.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="model.safetensors is missing"):
+        Sonar.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace('"encoder_layers": 2', '"encoder_layers": 3'))
+    with pytest.raises(ValueError, match="missing encoder.layers.2"):
+        Sonar.from_pretrained(tmp_path)

@@ -1,0 +1,113 @@
+"""Beam search and sampling on tiny decoders."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.decoder import Decoder
+from sonarkit.codec.pipeline import Sonar
+from sonarkit.codec.search import Hypothesis, SearchConfig, beam_search, sample, truncated
+from sonarkit.core.packing import pack
+
+EOS, LANG = 3, 8
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    """Nine tokens, of which 4 to 7 are pieces, with probabilities that are far from uniform."""
+    torch.manual_seed(1)
+    config = CodecConfig(("eng_Latn",), vocab_size=9, width=8, encoder_layers=1, decoder_layers=1, heads=2, ffn=16, dropout=0.0, max_tokens=16)
+    decoder = Decoder(config).eval()
+    with torch.no_grad():
+        decoder.embedding.weight.mul_(4)
+    return decoder
+
+
+def teacher_forced(decoder: Decoder, z_1D: torch.Tensor, ids: tuple[int, ...]) -> float:
+    total, losses = decoder.token_losses(z_1D, *pack([[EOS, LANG, *ids, EOS]]))
+    return -total.item() / len(losses)
+
+
+def test_a_wide_beam_finds_the_best_of_all_sentences(decoder: Decoder) -> None:
+    z = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
+    sentences = [ids for length in range(4) for ids in itertools.product((4, 5, 6, 7), repeat=length)]
+    with torch.no_grad():
+        scores = {ids: teacher_forced(decoder, z, ids) for ids in sentences}
+    config = SearchConfig(beam_size=len(sentences), max_tokens=3)
+    (found,) = beam_search(decoder, z, [LANG], config, eos_id=EOS, forbidden=[0, 1, 2, LANG])
+    best = max(scores, key=scores.__getitem__)
+    assert found[0].ids == best
+    assert {h.ids for h in found} == set(sentences)
+    for hypothesis in found:
+        assert hypothesis.score == pytest.approx(scores[hypothesis.ids], abs=1e-5)
+        assert len(hypothesis.log_probs) == len(hypothesis.ids) + 1
+
+
+def test_a_batch_gives_what_each_vector_gives_alone(decoder: Decoder) -> None:
+    z = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    config = SearchConfig(beam_size=3, max_tokens=8)
+    together = beam_search(decoder, z, [LANG] * 5, config, eos_id=EOS, forbidden=[0, 1, 2, LANG])
+    for row in range(5):
+        (alone,) = beam_search(decoder, z[row : row + 1], [LANG], config, eos_id=EOS, forbidden=[0, 1, 2, LANG])
+        assert [h.ids for h in alone] == [h.ids for h in together[row]]
+        assert [h.score for h in alone] == pytest.approx([h.score for h in together[row]], abs=1e-5)
+    assert all(h.score >= g.score for found in together for h, g in itertools.pairwise(found))
+
+
+def test_a_beam_of_one_is_greedy(decoder: Decoder) -> None:
+    z = torch.randn(1, 8, generator=torch.Generator().manual_seed(2))
+    (found,) = beam_search(decoder, z, [LANG], SearchConfig(beam_size=1, max_tokens=8), eos_id=EOS, forbidden=[0, 1, 2, LANG])
+    state, ids = decoder.start(z, 12), []
+    decoder.step(torch.tensor([EOS]), state)
+    log_probs = decoder.step(torch.tensor([LANG]), state)
+    for _ in range(8):
+        log_probs[:, [0, 1, 2, LANG]] = -torch.inf
+        token = int(log_probs.argmax())
+        if token == EOS:
+            break
+        ids.append(token)
+        log_probs = decoder.step(torch.tensor([token]), state)
+    assert found[0].ids == tuple(ids)
+
+
+def test_every_sentence_obeys_the_limit_and_holds_no_special_token(sonar: Sonar) -> None:
+    z = torch.randn(6, 32, generator=torch.Generator().manual_seed(3)) * 5
+    for config in (SearchConfig(beam_size=4, max_tokens=7), SearchConfig(sample=True, max_tokens=7)):
+        for found in sonar.search(z, "fra_Latn", config, seed=0):
+            assert all(len(h.ids) <= 7 and not set(h.ids) & set(sonar.tokenizer.special_ids) for h in found)
+            assert all(isinstance(h, Hypothesis) and h.score <= 0 for h in found)
+
+
+def test_sampling_follows_the_probabilities_and_its_seed(decoder: Decoder) -> None:
+    z = torch.randn(1, 8, generator=torch.Generator().manual_seed(4)).expand(4000, -1)
+    config = SearchConfig(sample=True, max_tokens=1)
+    draw = lambda seed: sample(decoder, z, [LANG] * 4000, config, eos_id=EOS, forbidden=[0, 1, 2, LANG], generator=torch.Generator().manual_seed(seed))  # noqa: E731
+    counts = torch.zeros(9)
+    for (hypothesis,) in draw(0):
+        counts[hypothesis.ids[0] if hypothesis.ids else EOS] += 1
+    state = decoder.start(z[:1], 4)
+    decoder.step(torch.tensor([EOS]), state)
+    log_probs = decoder.step(torch.tensor([LANG]), state)
+    log_probs[:, [0, 1, 2, LANG]] = -torch.inf
+    expected = log_probs.softmax(-1)[0]
+    assert (counts / 4000 - expected).abs().max() < 0.03
+    assert draw(0) == draw(0)
+    assert draw(0) != draw(1)
+
+
+def test_top_k_and_top_p_keep_the_likeliest_tokens() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert truncated(logits, 2, 1.0).isfinite().tolist() == [[True, True, False, False]]
+    assert truncated(logits, 0, 0.6).isfinite().tolist() == [[True, True, False, False]]  # 0.5 < 0.6 <= 0.8
+    assert truncated(logits, 0, 0.5).isfinite().tolist() == [[True, False, False, False]]
+    assert truncated(logits, 0, 1.0).isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [{"beam_size": 0}, {"max_tokens": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
+def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        SearchConfig(**bad)  # type: ignore[arg-type]
