@@ -10,6 +10,7 @@ Many prompts run as one batch; a story that has ended leaves it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 END_OF_SEQUENCE = "End of sequence."
 StoppedBy = Literal["end", "max_sentences", "loop"]
+
+
+class PromptWarning(UserWarning):
+    """A prompt was longer than the story may be."""
 
 
 class ConceptModel(Protocol):
@@ -57,8 +62,8 @@ class RolloutConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        if self.max_sentences < 1 or not -1 <= self.end_threshold <= 1 or self.noise < 0:
-            raise ValueError(f"max_sentences must be positive, end_threshold a cosine, noise not negative: {self}")
+        if self.max_sentences < 2 or not -1 <= self.end_threshold <= 1 or self.noise < 0:
+            raise ValueError(f"max_sentences must be at least 2, end_threshold a cosine, noise not negative: {self}")
         if self.stop_on not in ("predicted", "reencoded"):
             raise ValueError(f"stop_on must be 'predicted' or 'reencoded', got {self.stop_on!r}")
 
@@ -122,7 +127,11 @@ def tell(
     generator = torch.Generator().manual_seed(seed) if seed is not None else None
     end_D = F.normalize(sonar.encode([END_OF_SEQUENCE], "eng_Latn")[0], dim=0)
 
-    heads = [list(prompt)[-config.max_sentences + 1 :] for prompt in prompts]
+    room = config.max_sentences - 1
+    for prompt in prompts:
+        if len(prompt) > room:
+            warnings.warn(f"the prompt has {len(prompt)} sentences; the model reads the last {room}", PromptWarning, stacklevel=2)
+    heads = [list(prompt)[-room:] for prompt in prompts]
     flat = sonar.encode([s for head in heads for s in head], [code for code, head in zip(languages, heads) for _ in head])
     vectors = list(flat.split([len(head) for head in heads]))
     seen = [set(head) for head in heads]

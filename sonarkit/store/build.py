@@ -76,7 +76,7 @@ def build(
     if world.rank == 0:
         _write_manifest(folder, stamp, coder, end_text, shards, corpus.dropped)
     barrier(world)
-    return json.loads((folder / "manifest.json").read_text())
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
 
 def _shards(corpus: Iterable[Text], size: int) -> Iterator[tuple[int, list[Text]]]:

@@ -18,16 +18,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet
 
 from sonarkit.core.paths import data_folder
 from sonarkit.text import storyworld
+from sonarkit.text.languages import check_language
 
 KINDS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 
@@ -57,15 +60,13 @@ class Corpus:
     def __iter__(self) -> Iterator[Document]:
         self.kept, self.dropped = 0, Counter()
         for value, source in self.read():
-            if self.limit is not None and self.kept >= self.limit:
+            if reason := _unfit(value):
+                self.dropped[reason] += 1
+                continue
+            self.kept += 1
+            yield Document(str(value), source)
+            if self.kept == self.limit:
                 return
-            if not isinstance(value, str):
-                self.dropped["not a text"] += 1
-            elif not value.strip():
-                self.dropped["empty"] += 1
-            else:
-                self.kept += 1
-                yield Document(value, source)
 
     def report(self) -> str:
         """`kept 186 documents, dropped 2 (2 empty)`."""
@@ -73,13 +74,30 @@ class Corpus:
         return f"kept {self.kept} documents, dropped {self.dropped.total()}" + (f" ({reasons})" if reasons else "")
 
 
+def _unfit(value: object) -> str | None:
+    """Why a value cannot be a document, if it cannot."""
+    if not isinstance(value, str):
+        return "not a text"
+    if not value.strip():
+        return "empty"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair, from a JSON escape
+        return "broken Unicode"
+    return None
+
+
 def open_corpus(spec: str | Path, *, column: str = "text", lang: str = "eng_Latn", limit: int | None = None) -> Corpus:
     """The corpus that `spec` names (see the module). `lang` chooses among the languages of a corpus that has several.
 
-    Raises FileNotFoundError, ValueError for a kind of file that is not known, and, while reading, ColumnError
-    (listing the columns there are) and ValueError with file and line for invalid UTF-8 or JSON.
+    Raises FileNotFoundError, ValueError for a kind of file that is not known, UnknownLanguageError, and, while
+    reading, ColumnError (listing the columns there are) and ValueError with file and line for invalid UTF-8 or JSON.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is the number of documents to keep, at least 1; got {limit}")
     name = str(spec)
+    if name.startswith(("storyworld:", "handwritten")):
+        check_language(lang, tuple(storyworld.CODES.values()))
     if name.startswith("storyworld:"):
         return Corpus(name, _storyworld(name.removeprefix("storyworld:"), lang), limit)
     if name == "handwritten":
@@ -92,12 +110,14 @@ def open_corpus(spec: str | Path, *, column: str = "text", lang: str = "eng_Latn
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.name.endswith(KINDS))
+        visible = (file for file in path.rglob("*") if not any(part.startswith(".") for part in file.relative_to(path).parts))
+        files = sorted(file for file in visible if file.is_file() and file.name.endswith(KINDS))
         if not files:
             raise ValueError(f"the folder {path} holds no corpus file; expected some of {', '.join(KINDS)}")
         return files
     if not path.is_file():
-        raise FileNotFoundError(f"no corpus at {path}; expected a file or folder of {', '.join(KINDS)}, or storyworld:, handwritten, hf:")
+        others = "storyworld:COUNT, storyworld:test, handwritten or hf:NAME"
+        raise FileNotFoundError(f"no corpus at {path}; expected a file or folder of {', '.join(KINDS)}, or {others}")
     if not path.name.endswith(KINDS):
         raise ValueError(f"{path} is of no known kind; expected {', '.join(KINDS)}")
     return [path]
@@ -114,13 +134,24 @@ def _file(path: Path, column: str) -> Iterator[tuple[object, str]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in _raw_lines(path):
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            what = f"not valid UTF-8 (byte {line[error.start]:#04x} in column {error.start + 1})"
+            raise ValueError(f"{path}:{number}: {what}; convert the file, such as with iconv") from error
+
+
+def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: not valid UTF-8 (byte {line[error.start]:#04x}); convert the file, such as with iconv") from error
+        number = 0
+        try:
+            for number, line in enumerate(file, 1):
+                yield number, line
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            what = f"no whole gzip file: it breaks off after line {number}"
+            raise ValueError(f"{path} is {what} ({error}); copy it again") from error
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -139,8 +170,13 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _cell(row: dict[str, Any], column: str, where: str) -> object:
     if column not in row:
-        raise ColumnError(f"{where}: no column {column!r}; the columns are {', '.join(map(str, row))}. Name one with --column")
+        raise _no_column(where, column, row)
     return row[column]
+
+
+def _no_column(where: str, column: str, columns: Iterable[str]) -> ColumnError:
+    found = ", ".join(columns) or "none"
+    return ColumnError(f"{where}: no column {column!r} of text; the columns are {found}. Name one with --column")
 
 
 def _plain(path: Path) -> Iterator[tuple[object, str]]:
@@ -158,17 +194,25 @@ def _plain(path: Path) -> Iterator[tuple[object, str]]:
 
 
 def _parquet(path: Path, column: str) -> Iterator[tuple[object, str]]:
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is no whole Parquet file ({error})") from error
-    if column not in file.schema_arrow.names:
-        raise ColumnError(f"{path}: no column {column!r}; the columns are {', '.join(file.schema_arrow.names)}. Name one with --column")
     number = 0
-    for batch in file.iter_batches(columns=[column]):
-        for value in batch.column(0).to_pylist():
-            yield value, f"{path.name}:{number}"
-            number += 1
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            kinds = {name: file.schema_arrow.field(name).type for name in file.schema_arrow.names}
+            if column not in kinds or not _holds_text(kinds[column]):
+                raise _no_column(str(path), column, (f"{name} ({kind})" for name, kind in kinds.items()))
+            for batch in file.iter_batches(columns=[column]):
+                for value in batch.column(0):
+                    yield value.as_py(), f"{path.name}:{number}"
+                    number += 1
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: row {number} is not valid UTF-8; write the file again from the source") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is no whole Parquet file ({error}); copy it again") from error
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _storyworld(what: str, lang: str) -> Callable[[], Iterator[tuple[object, str]]]:
@@ -177,7 +221,8 @@ def _storyworld(what: str, lang: str) -> Callable[[], Iterator[tuple[object, str
         return lambda: ((_told(row["sentences"], lang), f"storyworld/{what}:{number}") for number, row in read_jsonl(path))
     count, _, seed = what.partition("@")
     if not count.isdigit() or (seed and not seed.isdigit()):
-        raise ValueError(f"storyworld:{what} is no StoryWorld corpus; expected storyworld:COUNT, storyworld:COUNT@SEED, storyworld:valid or storyworld:test")
+        expected = "storyworld:COUNT, storyworld:COUNT@SEED, storyworld:valid or storyworld:test"
+        raise ValueError(f"storyworld:{what} is no StoryWorld corpus; expected {expected}")
     return lambda: (
         (_told(story.sentences, lang), f"storyworld/train@{seed or 0}:{i}")
         for i, story in enumerate(storyworld.stories(int(count), seed=int(seed or 0)))
@@ -190,9 +235,7 @@ def _handwritten(lang: str) -> Iterator[tuple[object, str]]:
 
 
 def _told(sentences: dict[str, list[str]], lang: str) -> str:
-    if lang not in sentences:
-        raise ValueError(f"this corpus is not told in {lang!r}; it has {', '.join(sentences)}")
-    return " ".join(sentences[lang])
+    return " ".join(sentences[check_language(lang, tuple(sentences))])
 
 
 def _hugging_face(what: str, column: str) -> Iterator[tuple[object, str]]:

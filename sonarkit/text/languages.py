@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 
-# SONAR's 202 languages in the order of its language tokens, which is NLLB's.
-SONAR_LANGUAGES: tuple[str, ...] = tuple(
-    """
+_CODES = """
     ace_Arab ace_Latn acm_Arab acq_Arab aeb_Arab afr_Latn ajp_Arab aka_Latn amh_Ethi apc_Arab arb_Arab ars_Arab
     ary_Arab arz_Arab asm_Beng ast_Latn awa_Deva ayr_Latn azb_Arab azj_Latn bak_Cyrl bam_Latn ban_Latn bel_Cyrl
     bem_Latn ben_Beng bho_Deva bjn_Arab bjn_Latn bod_Tibt bos_Latn bug_Latn bul_Cyrl cat_Latn ceb_Latn ces_Latn
@@ -25,8 +24,10 @@ SONAR_LANGUAGES: tuple[str, ...] = tuple(
     szl_Latn tam_Taml tat_Cyrl tel_Telu tgk_Cyrl tgl_Latn tha_Thai tir_Ethi taq_Latn taq_Tfng tpi_Latn tsn_Latn
     tso_Latn tuk_Latn tum_Latn tur_Latn twi_Latn tzm_Tfng uig_Arab ukr_Cyrl umb_Latn urd_Arab uzn_Latn vec_Latn
     vie_Latn war_Latn wol_Latn xho_Latn ydd_Hebr yor_Latn yue_Hant zho_Hans zho_Hant zul_Latn
-    """.split()
-)
+"""
+# SONAR's 202 languages in the order of its language tokens, which is NLLB's: FLORES-200 less arb_Latn and min_Arab,
+# with sat_Olck under the name sat_Beng.
+SONAR_LANGUAGES: tuple[str, ...] = tuple(_CODES.split())
 
 # What people type for the major languages.
 _ALIASES = {
@@ -42,18 +43,26 @@ class UnknownLanguageError(ValueError):
 
 
 def check_language(code: str, known: Sequence[str]) -> str:
-    """Return `code` if it is one of `known`; else UnknownLanguageError naming the nearest codes."""
+    """Return `code` if it is one of `known`; else raise UnknownLanguageError naming up to three nearest of them."""
     if code in known:
         return code
-    typed = code.lower()
-    nearest = [_ALIASES[typed]] if _ALIASES.get(typed) in known else []
-    nearest = nearest or [k for k in known if k.lower() == typed.replace("-", "_") or k[:3].lower() == typed[:3]]
-    nearest = nearest or difflib.get_close_matches(code, known, n=3, cutoff=0.3)
-    if nearest:
-        advice = f"did you mean {' or '.join(nearest[:3])}?"
+    if code in SONAR_LANGUAGES or not (nearest := _nearest(code, known)):
+        advice = f"known here are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
     else:
-        advice = f"known are {', '.join(known[:6])}{' ...' if len(known) > 6 else ''}"
-    raise UnknownLanguageError(f"unknown language {code!r}: {advice} Codes are FLORES-200's, such as eng_Latn ({len(known)} known here)")
+        advice = f"did you mean {' or '.join(nearest[:3])}?"
+    raise UnknownLanguageError(f"unknown language {code!r}: {advice} (codes are FLORES-200's, {len(known)} of them known here)")
+
+
+def _nearest(code: str, known: Sequence[str]) -> list[str]:
+    """Codes that someone who typed `code` may mean, best first."""
+    typed = code.lower().replace("-", "_")
+    alias = _ALIASES.get(re.split("[_.]", typed)[0])  # of "en", "en-US", "fr_FR.UTF-8"
+    return (
+        [k for k in known if k.lower() == typed]
+        or [k for k in known if k == alias]
+        or [k for k in known if k[:3] == typed[:3]]
+        or difflib.get_close_matches(code, known, n=3, cutoff=0.3)
+    )
 
 
 def per_text(lang: str | Sequence[str], count: int, known: Sequence[str]) -> list[str]:

@@ -46,7 +46,7 @@ _TITLE = re.compile(
 )
 # German writes ordinals with a full stop: "Am 3. Mai" goes on.
 _AFTER_ORDINAL = """januar februar märz april mai juni juli august september oktober november dezember jahrhundert
-                    geburtstag klasse stock tag woche mal platz""".split()
+                    geburtstag klasse stock tag woche mal platz"""
 
 _BLANK_LINE = re.compile(r"\n\s*\n")
 _DASHES = "—–-"
@@ -68,10 +68,21 @@ def split_sentences(text: str, lang: str = "eng_Latn") -> list[str]:
     for paragraph in _BLANK_LINE.split(text):
         folded = " ".join(paragraph.split())
         if folded:
-            spans = _punkt(lang).span_tokenize(_shadow(folded))
-            pieces = [piece for start, end in spans for piece in _WITHOUT_SPACE.split(folded[start:end])]
-            sentences += [piece.strip() for piece in pieces if piece.strip()]
+            sentences += _cut(folded, _starts(folded, lang))
     return sentences
+
+
+def _starts(paragraph: str, lang: str) -> list[int]:
+    """Where sentences may begin: where Punkt says so and there is a space, and after a Chinese full stop."""
+    found = (start for start, _ in _punkt(lang).span_tokenize(_shadow(paragraph)) if start and paragraph[start - 1] == " ")
+    return sorted({*found, *(match.start() for match in _WITHOUT_SPACE.finditer(paragraph))})
+
+
+def _cut(paragraph: str, starts: list[int]) -> list[str]:
+    """The paragraph cut there, except before what has no letter or digit (". . .", an emoji): that ends a sentence."""
+    ends = [*starts[1:], len(paragraph)]
+    cuts = [0, *(start for start, end in zip(starts, ends) if re.search(r"\w", paragraph[start:end])), len(paragraph)]
+    return [paragraph[start:end].strip() for start, end in zip(cuts, cuts[1:])]
 
 
 def segmenter_name(lang: str = "eng_Latn") -> str:
@@ -88,7 +99,10 @@ def _shadow(paragraph: str) -> str:
         marks, closers, gap, following = match.groups()
         trails_off = "…" in marks or ".." in marks
         quoted = closers or any(dash in gap for dash in _DASHES) or (in_dialogue and gap and marks[-1] != ".")
-        goes_on = (following in ",;:" and following) or (following.islower() and (quoted or trails_off))
+        if following.islower():
+            goes_on = quoted or trails_off
+        else:  # the second: "Who are you?". Then he left.
+            goes_on = following in tuple(",;:") or (closers and not gap and following in tuple(".!?…"))
         if goes_on or (trails_off and match.start() == 0):
             end = "," * len(marks)
         elif trails_off:  # "Wait... Tom came." ends like a word with a full stop: Punkt itself would not cut before a name
@@ -161,7 +175,7 @@ def train_punkt(sentences: Iterable[str], lang: str) -> dict[str, list[str]]:
     context = learnt.ortho_context
     return {
         "abbreviations": sorted({a for a in learnt.abbrev_types if "." in a} | set(ABBREVIATIONS.get(lang, "").split())),
-        "after_ordinal": _AFTER_ORDINAL if lang == "deu_Latn" else [],
+        "after_ordinal": _AFTER_ORDINAL.split() if lang == "deu_Latn" else [],
         "sentence_starters": sorted(w for w in learnt.sent_starters if context[w] & _LOWER),  # names begin many, too
         "lower_case": sorted(w for w in context if w.isalpha() and context[w] & _LOWER and not context[w] & _MIDDLE_UPPER),
     }

@@ -6,7 +6,7 @@
     python -m sonarkit.text.storyworld sample --theme adventure --all-langs
     python -m sonarkit.text.storyworld write valid.jsonl --split valid --count 500
 
-`check` ends with status 1 when it finds anything to mend.
+`check` ends with status 1 when it finds a fault; notes are for the writer's eye.
 """
 
 from __future__ import annotations
@@ -55,23 +55,20 @@ def sentence_faults(sentence: str, lang: str) -> list[str]:
     return faults
 
 
-def event_warnings(event: Event) -> Iterator[str]:
-    """Few variants, and roles that one language mentions and another does not (Spanish may leave one out)."""
-    where = f"{event.theme}.toml, event {event.name}"
-    if len(event.say) < MIN_VARIANTS:
-        yield f"{where}: {len(event.say)} variants, expected at least {MIN_VARIANTS}"
+def event_notes(event: Event) -> Iterator[str]:
+    """Roles or phrases that one language mentions and another does not. (Spanish may leave a role out.)"""
     for k, variant in enumerate(event.say):
+        where = f"{event.theme}.toml, event {event.name}, variant {k + 1}"
         mentioned = {lang: {role for slot in slots(pattern) for role in _mentions(slot)} for lang, pattern in variant.items()}
         for lang in LANGS[1:]:
             missing, extra = mentioned["eng"] - mentioned[lang], mentioned[lang] - mentioned["eng"]
             if extra or (missing and lang != "spa"):
-                yield f"{where}, variant {k + 1}: {lang} mentions {_listed(mentioned[lang])}, eng {_listed(mentioned['eng'])}"
-        phrases = {lang: sorted(slot.phrase for slot in slots(pattern) if slot.phrase) for lang, pattern in variant.items()}
-        if len({tuple(found) for found in phrases.values()}) > 1:
-            yield f"{where}, variant {k + 1}: the languages use different phrase classes: {phrases}"
-        subjects = {tuple(slot.roles for slot in slots(pattern) if slot.kind == "subject") for pattern in variant.values()}
-        if len(subjects) > 1:
-            yield f"{where}, variant {k + 1}: the subject slot is not the same in all languages"
+                yield f"{where}: {lang} mentions {_listed(mentioned[lang])}, eng {_listed(mentioned['eng'])}"
+        phrases = {lang: _listed({slot.phrase for slot in slots(pattern) if slot.phrase}) for lang, pattern in variant.items()}
+        if len(set(phrases.values())) > 1:
+            yield f"{where}: the languages use different phrase classes: {phrases}"
+        if len({tuple(slot.roles for slot in slots(pattern) if slot.kind == "subject") for pattern in variant.values()}) > 1:
+            yield f"{where}: the subject slot is not the same in all languages, so no pronoun will follow"
 
 
 def _mentions(slot: Slot) -> tuple[str, ...]:
@@ -79,11 +76,11 @@ def _mentions(slot: Slot) -> tuple[str, ...]:
     return () if slot.kind in ("choice", "phrase") else slot.roles[:1]
 
 
-def _listed(roles: set[str]) -> str:
-    return " ".join(sorted(roles)) or "nobody"
+def _listed(words: set[str]) -> str:
+    return " ".join(sorted(words)) or "nothing"
 
 
-def plan_warnings(plan: Plan) -> Iterator[str]:
+def plan_faults(plan: Plan) -> Iterator[str]:
     """A length out of bounds, and beings that are named before they are introduced."""
     if len(plan.beats) not in STORY_LENGTHS:
         yield f"plot {plan.plot.name}: a story of {len(plan.beats)} sentences"
@@ -103,7 +100,7 @@ def check_plot(grammar: Grammar, plot: Plot, problems: Counter[str]) -> list[Sto
         except GrammarError as error:
             problems[str(error)] += 1
             continue
-        problems.update(plan_warnings(plan))
+        problems.update(plan_faults(plan))
         told.append(story_of(grammar, plan, rng))
         for lang, code in CODES.items():
             for beat, sentence in zip(plan.beats, told[-1].sentences[code]):
@@ -125,13 +122,18 @@ def check(themes: tuple[str, ...] | None, count: int) -> int:
         print(error)
         print(f"{len(str(error).splitlines())} faults; nothing else can be checked until they are mended.")
         return 1
-    problems: Counter[str] = Counter()
-    for event in grammar.events.values():
-        problems.update(event_warnings(event))
+    notes = Counter(note for event in grammar.events.values() for note in event_notes(event))
+    problems = Counter(
+        f"{event.theme}.toml, event {event.name}: {len(event.say)} variants, expected at least {MIN_VARIANTS}"
+        for event in grammar.events.values()
+        if len(event.say) < MIN_VARIANTS
+    )
     used = {event.name for plot in grammar.plots.values() for step in plot.steps for event, _ in step.alternatives}
     told = [story for plot in grammar.plots.values() for story in check_plot(grammar, plot, problems)]
     happened = {event["event"] for story in told for event in story.events}
-    problems.update(f"event {name} never happened in {PLANS_PER_PLOT} plans of each plot" for name in sorted(used - happened))
+    notes.update(f"event {name} never happened in {PLANS_PER_PLOT} plans of each plot" for name in sorted(used - happened))
+    for note in notes:
+        print(f"note: {note}")
     for problem, times in problems.most_common():
         print(f"{problem} ({times} times)" if times > 1 else problem)
     if not told:
@@ -152,7 +154,7 @@ def check(themes: tuple[str, ...] | None, count: int) -> int:
             f"{code}: {len(set(sentences))} of {len(sentences)} sentences distinct, "
             f"{len(word_forms(told, code))} word forms, {words:.1f} words a sentence"
         )
-    print(f"{len(problems)} problems")
+    print(f"{len(notes)} notes, {len(problems)} problems")
     return 1 if problems else 0
 
 

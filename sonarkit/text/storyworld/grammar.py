@@ -39,8 +39,6 @@ CODES = {"eng": "eng_Latn", "fra": "fra_Latn", "deu": "deu_Latn", "spa": "spa_La
 LANGS = tuple(CODES)
 GENDERS = {"eng": "n", "fra": "mf", "deu": "mfn", "spa": "mf"}
 CATEGORIES = {"being": "beings", "thing": "things", "place": "places"}
-DETERMINERS = ("a", "the", "this", "my", "your", "n")
-CASES = ("nom", "acc", "dat")
 MAX_STEPS, MIN_MANDATORY_STEPS = 14, 5
 
 Fact = tuple[str, ...]
@@ -179,7 +177,7 @@ class Slot:
     source: str
     kind: str
     roles: tuple[str, ...] = ()
-    determiner: str = ""  # of a noun phrase: one of DETERMINERS or "poss" (of roles[1])
+    determiner: str = ""  # of a noun phrase: a, the, this, my, your, n or poss (of roles[1])
     adjective: bool = False
     case: str = "nom"
     options: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from sonarkit.text.storyworld.planner import Beat, Entity, Plan
 
 V = TypeVar("V")
 
-PRONOUN_PROBABILITY = 0.7
+PRONOUN_PROBABILITY = 0.5
 PRONOUNS = {"eng": ("he", "she"), "fra": ("il", "elle"), "deu": ("er", "sie"), "spa": ("él", "ella")}  # (male, female)
 
 ARTICLE = "\ue000"  # after an article that a slot made: `de le` contracts before a noun, never before a verb

@@ -1,0 +1,1 @@
+"""Geometry, figures and widgets of the embedding space."""

@@ -1,0 +1,93 @@
+"""The Llama-style backbone against a plain rewriting of its blocks, and its incremental path."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sonarkit.core.packing import packing_of
+from sonarkit.models.backbone import Backbone, BackboneConfig, rope_frequencies
+
+CONFIG = BackboneConfig(hidden=12, ffn=20, layers=2, heads=3, head_dim=8)  # heads x head_dim is not hidden
+
+
+def plain_forward(backbone: Backbone, x_SH: torch.Tensor) -> torch.Tensor:
+    """One document, written out: rotate_half as in Hugging Face's Llama, softmax with a causal mask."""
+    length, config = len(x_SH), backbone.config
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), rope_frequencies(config, x_SH.device).double())
+    cos, sin = torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+
+    def turned(x: torch.Tensor) -> torch.Tensor:  # (heads, S, d)
+        half = torch.cat([-x[..., config.head_dim // 2 :], x[..., : config.head_dim // 2]], -1)
+        return x * cos + half * sin
+
+    def rms(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + config.norm_eps).rsqrt() * weight
+
+    x = x_SH
+    for layer in backbone.layers:
+        a = layer.self_attn
+        normed = rms(x, layer.input_layernorm.weight)
+        q, k, v = (p(normed).view(length, config.heads, -1).transpose(0, 1) for p in (a.q_proj, a.k_proj, a.v_proj))
+        weights = turned(q) @ turned(k).mT / math.sqrt(config.head_dim)
+        weights = weights.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+        x = x + a.o_proj((weights @ v).transpose(0, 1).flatten(1))
+        normed = rms(x, layer.post_attention_layernorm.weight)
+        x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+    return rms(x, backbone.norm.weight)
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    torch.manual_seed(0)
+    return Backbone(CONFIG).double()
+
+
+def test_packed_documents_equal_the_plain_forward(backbone: Backbone) -> None:
+    lengths = [4, 2, 7, 4]
+    packing = packing_of(lengths)
+    documents = [torch.randn(n, 12, dtype=torch.float64) * 3 for n in lengths]
+    order = packing.order_N.tolist()
+    packed = backbone(torch.cat([documents[i] for i in order]), packing)
+    expected = torch.cat([plain_forward(backbone, documents[i]) for i in order])
+    torch.testing.assert_close(packed, expected, rtol=0, atol=1e-6)  # angles are float32
+
+
+def test_reading_bit_by_bit_with_rows_of_unequal_length_equals_reading_at_once(backbone: Backbone) -> None:
+    first, second = torch.randn(6, 12, dtype=torch.float64), torch.randn(4, 12, dtype=torch.float64)
+    context = backbone.empty_context(2, 6)
+    start = torch.nn.utils.rnn.pad_sequence([first[:4], second[:2]], batch_first=True, padding_value=9.0)
+    with torch.no_grad():
+        at_start = backbone.extend(start, context, torch.tensor([4, 2]))
+        torch.testing.assert_close(at_start[0, 3], backbone(first[:4], packing_of([4]))[-1])
+        torch.testing.assert_close(at_start[1, 1], backbone(second[:2], packing_of([2]))[-1])
+        for step in range(2):
+            last = backbone.extend(torch.stack([first[4 + step], second[2 + step]])[:, None], context, torch.tensor([1, 1]))
+        torch.testing.assert_close(last[0, 0], backbone(first, packing_of([6]))[-1])
+        torch.testing.assert_close(last[1, 0], backbone(second, packing_of([4]))[-1])
+        kept = context.select(torch.tensor([1]))
+    assert kept.lengths_B.tolist() == [4]
+
+
+def test_rope_scaling_is_llama_3s() -> None:
+    """High frequencies kept, low ones divided by the factor, smooth between (formula of Llama 3.1's release)."""
+    config = BackboneConfig(64, 64, 1, 1, 64)
+    scaled = rope_frequencies(config, torch.device("cpu"))
+    for i, frequency in enumerate(500_000.0 ** -(torch.arange(0, 64, 2) / 64)):
+        wavelength = 2 * math.pi / frequency
+        if wavelength < 8192 / 4:
+            expected = frequency
+        elif wavelength > 8192 / 1:
+            expected = frequency / 32
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            expected = (1 - smooth) * frequency / 32 + smooth * frequency
+        assert scaled[i].item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_shape_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="head_dim even"):
+        BackboneConfig(12, 20, 2, 3, 7)

@@ -1,0 +1,388 @@
+"""The training loop on a toy: the numbers do not depend on interruptions, ranks or micro-batches.
+
+As a script (`test_loop.py OUT`, also under torchrun) this file trains the toy.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sonarkit.core import checkpoint, distributed
+from sonarkit.core.distributed import World
+from sonarkit.core.loss import LossSum
+from sonarkit.training.loop import MOST_SKIPPED, TrainConfig, train
+from sonarkit.training.metrics import read_metrics
+from sonarkit.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+OPTIMIZER = OptimizerConfig(lr=1e-2, warmup_steps=3, weight_decay=0.1, clip=0.5)
+ROWS = 12  # a step, shared by the ranks; row i weighs 1 + i % 3 tokens, so that shares are uneven
+WIDTH = 5
+
+
+class ToyBatches:
+    """Step k has the same rows whatever the number of ranks."""
+
+    def __init__(self, micro_rows: int, rank: int, size: int) -> None:
+        self.micro_rows, self.rank, self.size, self.step = micro_rows, rank, size, 0
+
+    def __next__(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(self.step)
+        x = torch.randn(ROWS, WIDTH, generator=generator)
+        rows = x, x.sum(1) + torch.randn(ROWS, generator=generator), 1.0 + torch.arange(ROWS) % 3
+        self.step += 1
+        return list(zip(*(part[self.rank :: self.size].split(self.micro_rows) for part in rows)))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step = state["step"]
+
+
+class ToyTask:
+    """Linear regression behind dropout, with noise from all three generators, so that every random state matters."""
+
+    def __init__(self, *, noise: float = 0.3, micro_rows: int = 4, seed: int = 5, pause: float = 0.0) -> None:
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Dropout(noise), nn.Linear(WIDTH, 4), nn.Tanh(), nn.Linear(4, 1))
+        self.model.register_parameter("unused", nn.Parameter(torch.ones(2, 2)))  # it never gets a gradient
+        self.noise, self.micro_rows, self.pause = noise, micro_rows, pause
+        self.bad_steps: set[int] = set()
+        self.calls = 0
+
+    def batches(self, rank: int, size: int) -> ToyBatches:
+        return ToyBatches(self.micro_rows, rank, size)
+
+    def loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> LossSum:
+        time.sleep(self.pause)
+        x, y, tokens = batch
+        jitter = 1 + self.noise * (np.random.rand() - random.random())  # noqa: NPY002  (the global generator, on purpose)
+        squared = ((self.model(x).squeeze(1) - y).square() * tokens).sum() * jitter
+        total = squared * (math.nan if self.calls in self.bad_steps else 1.0)
+        self.calls += 1
+        parts = {"mse": (squared.detach(), float(len(x))), "bits_per_byte": (squared.detach(), 10.0)}
+        return LossSum(total, float(tokens.sum()), parts)
+
+    def evaluate(self, world: World) -> dict[str, float]:
+        assert not self.model.training
+        assert not torch.is_grad_enabled()
+        drawn = torch.rand(()), random.random(), np.random.rand()  # noqa: NPY002  (must not disturb training)
+        return {"norm": float(sum(p.norm() for p in self.model.parameters())), "below_one": float(max(drawn) < 1)}
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_safetensors(folder / "model.safetensors", dict(self.model.state_dict()), {})
+
+    def config(self) -> dict[str, Any]:
+        return {"task": "toy", "noise": self.noise, "shape": (WIDTH, 4)}
+
+
+def config(out: Path, **changes: Any) -> TrainConfig:
+    return replace(TrainConfig(out, steps=20, log_every=1, save_every=4, optimizer=OPTIMIZER), **changes)
+
+
+def losses(out: Path) -> list[tuple[int, float, float]]:
+    """(step, loss, gradient norm) of every step, as the metrics file has them, to the last bit."""
+    records = [r for r in read_metrics(out / "metrics.jsonl") if r["kind"] == "train"]
+    return [(r["step"], r["loss_nats_per_token"], r["grad_norm"]) for r in records]
+
+
+def final(out: Path) -> dict[str, Tensor]:
+    return checkpoint.read_safetensors(out / "final" / "model.safetensors")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert losses(one) == losses(other)
+    assert all(torch.equal(value, final(other)[name]) for name, value in final(one).items())
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    train(ToyTask(), config(out), ALONE)
+    return out
+
+
+# ---------------------------------------------------------------------- going on after an interruption
+
+
+def stop_at(step: int, how: Any) -> ToyTask:
+    """A task that calls `how` in its `step`-th micro-batch, as if from outside."""
+    task, loss = ToyTask(), ToyTask.loss
+
+    def interrupted(batch: Any) -> LossSum:
+        if task.calls == step:
+            how()
+        return loss(task, batch)
+
+    task.loss = interrupted  # type: ignore[method-assign]
+    return task
+
+
+def crash() -> None:
+    raise RuntimeError("power cut")
+
+
+def test_a_run_that_crashed_goes_on_bit_for_bit(whole_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(stop_at(3 * 10, crash), config(tmp_path), ALONE)  # three micro-batches a step: in step 11, saved at 8
+    assert len(losses(tmp_path)) == 10
+    evaluation = train(ToyTask(seed=99), config(tmp_path), ALONE)  # other initial weights: the checkpoint's count
+    assert_same_run(whole_run, tmp_path)
+    assert evaluation.keys() == {"norm", "below_one"}
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000016", "step-00000020"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_saves(
+    whole_run: Path, tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    train(stop_at(3 * 10, lambda: os.kill(os.getpid(), number)), config(tmp_path), ALONE)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000011"
+    assert "stopped after step 11 of 20; the same command goes on from there" in capsys.readouterr().out
+    assert signal.getsignal(number) is before
+    assert not (tmp_path / "final").exists()
+    train(ToyTask(), config(tmp_path), ALONE)
+    assert_same_run(whole_run, tmp_path)
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop_at(3 * 5, twice), config(tmp_path), ALONE)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000004"
+
+
+def test_max_minutes_pauses_without_changing_the_schedule(whole_run: Path, tmp_path: Path) -> None:
+    sittings = 0
+    while not (tmp_path / "final").exists():
+        train(ToyTask(pause=0.002), config(tmp_path, max_minutes=0.02 / 60), ALONE)
+        sittings += 1
+    assert sittings > 1
+    assert_same_run(whole_run, tmp_path)
+
+
+def test_evaluating_and_logging_more_often_changes_nothing(whole_run: Path, tmp_path: Path) -> None:
+    train(ToyTask(), config(tmp_path, eval_every=3, save_every=0, log_every=1), ALONE)
+    assert_same_run(whole_run, tmp_path)
+    evaluations = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "eval"]
+    assert evaluations == [3, 6, 9, 12, 15, 18, 20]
+
+
+def test_a_finished_run_is_left_as_it_is_and_exported_again(whole_run: Path, tmp_path: Path) -> None:
+    first = train(ToyTask(), config(tmp_path), ALONE)
+    (tmp_path / "final" / "model.safetensors").unlink()
+    assert train(ToyTask(seed=99), config(tmp_path), ALONE) == first
+    assert_same_run(whole_run, tmp_path)
+
+
+def test_another_configuration_is_refused_by_name(whole_run: Path) -> None:
+    changed = config(whole_run, optimizer=replace(OPTIMIZER, lr=0.5), log_every=7, max_minutes=3.0, threads=1)
+    with pytest.raises(ValueError, match="another configuration") as error:
+        train(ToyTask(noise=0.2), changed, ALONE)
+    assert "noise: 0.3 -> 0.2; training.optimizer.lr: 0.01 -> 0.5. Use the same" in str(error.value)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(
+    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, state: Any) -> None:
+        if state["state"]["step"] > 4:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        torch.save(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_trainer", full)
+        with pytest.raises(OSError, match="No space left on device.*step-00000004 is kept"):
+            train(ToyTask(), config(tmp_path), ALONE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "step-00000004"]
+    train(ToyTask(), config(tmp_path), ALONE)
+    assert_same_run(whole_run, tmp_path)
+
+
+# ---------------------------------------------------------------------- the same numbers however it is cut
+
+
+def close(one: Path, other: Path) -> bool:
+    return np.allclose(losses(one), losses(other), rtol=1e-6, atol=0) and all(
+        torch.allclose(value, final(other)[name], rtol=1e-5, atol=1e-7) for name, value in final(one).items()
+    )
+
+
+def test_micro_batches_do_not_change_the_numbers(tmp_path: Path) -> None:
+    for micro_rows in (1, 5, 12):
+        train(ToyTask(noise=0.0, micro_rows=micro_rows), config(tmp_path / str(micro_rows)), ALONE)
+    assert close(tmp_path / "1", tmp_path / "12")
+    assert close(tmp_path / "5", tmp_path / "12")
+
+
+def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
+    task = ToyTask(noise=0.0)
+    train(task, config(tmp_path, precision="bfloat16", save_every=0), ALONE)
+    assert {p.dtype for p in task.model.parameters()} == {torch.float32}
+    assert losses(tmp_path)[-1][1] < losses(tmp_path)[0][1]
+
+
+# ---------------------------------------------------------------------- what is logged, and losses that are not finite
+
+
+def test_metrics_and_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(ToyTask(), config(tmp_path, log_every=8, eval_every=10), ALONE)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(r["kind"], r["step"]) for r in records] == [("train", 8), ("eval", 10), ("train", 16), ("train", 20), ("eval", 20)]
+    assert records[0].keys() == {
+        "kind", "step", "seconds", "loss_nats_per_token", "loss_mse", "bits_per_byte", "lr", "grad_norm", "skipped_updates",
+        "tokens_per_s", "seconds_left", "peak_memory_gb",
+    }
+    assert records[0]["lr"] == learning_rate(7, 20, OPTIMIZER)
+    assert records[0]["loss_mse"] == pytest.approx(2 * records[0]["loss_nats_per_token"])  # 24 tokens for 12 rows
+    assert records[3]["seconds_left"] == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[:5]] == ["step 8/20", "step 10/20", "step 16/20", "step 20/20", "step 20/20"]
+    assert all(len(line) < 100 for line in lines[:5])
+
+
+def test_an_update_that_is_not_finite_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = ToyTask(micro_rows=12)
+    task.bad_steps = {4, 5, 9}
+    train(task, config(tmp_path, log_every=2), ALONE)
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    assert [r["skipped_updates"] for r in records[:5]] == [0, 0, 2, 0, 1]
+    assert records[2]["loss_nats_per_token"] is None
+    assert all(math.isfinite(r["loss_nats_per_token"]) for r in records if r is not records[2])
+    assert all(torch.isfinite(value).all() for value in final(tmp_path).values())
+    assert "step 6: loss or gradient is not finite, update skipped (2 in a row)" in capsys.readouterr().out
+
+
+def test_a_run_that_stays_not_finite_gives_up(tmp_path: Path) -> None:
+    task = ToyTask(micro_rows=12)
+    task.bad_steps = set(range(6, 100))
+    with pytest.raises(FloatingPointError, match=f"{MOST_SKIPPED} updates in a row.*up to step 16.*learning rate"):
+        train(task, config(tmp_path), ALONE)
+
+
+# ---------------------------------------------------------------------- optimizer and schedule
+
+
+def test_schedules() -> None:
+    cosine = OptimizerConfig(lr=1.0, warmup_steps=4, min_lr_ratio=0.1)
+    rates = [learning_rate(step, 104, cosine) for step in range(104)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[54] == pytest.approx(0.55)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert all(a >= b for a, b in zip(rates[4:], rates[5:]))
+    root = replace(cosine, schedule="inverse_sqrt")
+    assert [learning_rate(step, 104, root) for step in (3, 15, 63)] == [1.0, 0.5, 0.25]
+    assert {learning_rate(step, 9, replace(cosine, schedule="constant")) for step in range(3, 9)} == {1.0}
+
+
+def test_only_matrices_decay() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+    model[1].bias.requires_grad_(False)
+    matrices, vectors = make_optimizer(model, OPTIMIZER).param_groups
+    assert [p.shape for p in matrices["params"]] == [(3, 2)]
+    assert (matrices["weight_decay"], vectors["weight_decay"], len(vectors["params"])) == (0.1, 0.0, 2)
+    with pytest.raises(ValueError, match="Linear has no parameter to train"):
+        make_optimizer(nn.Linear(1, 1).requires_grad_(False), OPTIMIZER)
+
+
+def test_impossible_settings_are_refused(tmp_path: Path) -> None:
+    for field, value in {"lr": 0.0, "clip": -1.0, "betas": (0.9, 1.0), "min_lr_ratio": 2.0}.items():
+        with pytest.raises(ValueError, match=field):
+            replace(OPTIMIZER, **{field: value})
+    for field in ("steps", "log_every", "keep"):
+        with pytest.raises(ValueError, match=field):
+            config(tmp_path, **{field: 0})
+    assert TrainConfig("runs/a", 1).out == Path("runs/a")  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- other processes
+
+
+def launch(out: Path, ranks: int = 1) -> subprocess.Popen[str]:
+    """This file as a script, under torchrun when there are several ranks."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *torchrun, __file__, str(out)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_kill_9_in_mid_run_and_the_same_command_again(whole_run: Path, tmp_path: Path) -> None:
+    process = launch(tmp_path)
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    while process.poll() is None and not (tmp_path / "step-00000008").exists():
+        time.sleep(0.005)
+    time.sleep(0.15)  # into a later step
+    process.kill()
+    process.communicate()
+    watchdog.cancel()
+    assert process.returncode == -signal.SIGKILL
+    assert 8 <= len(losses(tmp_path)) < 20
+    train(ToyTask(), config(tmp_path), ALONE)
+    assert_same_run(whole_run, tmp_path)
+
+
+def test_two_ranks_train_as_one_and_go_on_as_two(tmp_path: Path) -> None:
+    """Without dropout two ranks give one rank's numbers; with it, a paused run goes on as the unpaused one."""
+    process = launch(tmp_path, ranks=2)
+    train(ToyTask(noise=0.0), config(tmp_path / "one"), ALONE)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0
+    assert printed.count("finished after") == 3  # one line a run: only rank 0 speaks
+    assert close(tmp_path / "one", tmp_path / "two")
+    assert_same_run(tmp_path / "noisy", tmp_path / "paused")
+    assert (tmp_path / "paused" / "step-00000010").is_dir()
+    assert (tmp_path / "paused" / "step-00000020" / "trainer-rank1.pt").is_file()
+
+
+def main(out: Path) -> None:
+    """One process: a slow run to be killed. Several: a run without noise, one with, and one paused by a signal."""
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    if world.size == 1:
+        train(ToyTask(pause=0.03), config(out), world)
+        return
+    seed = 5 + world.rank  # ranks that begin apart are brought together
+    train(ToyTask(noise=0.0, seed=seed), config(out / "two"), world)
+    train(ToyTask(seed=seed), config(out / "noisy"), world)
+
+    def signal_to_rank_1() -> None:
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    micro_batches = len(next(ToyTask().batches(world.rank, world.size)))
+    for task in (stop_at(9 * micro_batches, signal_to_rank_1), ToyTask(seed=seed)):
+        train(task, config(out / "paused", keep=9), world)
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
