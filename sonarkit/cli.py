@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 
 from sonarkit.core.errors import UserErrors
@@ -33,8 +34,14 @@ Texts = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 def main() -> None:
     """Entry of the console script."""
-    warnings.showwarning = _warn_in_one_line
-    commands = {"story": story, "encode": encode, "decode": decode, "translate": translate, "lab": lab}
+    warnings.showwarning = _warn_in_one_line  # type: ignore[assignment]
+    commands: dict[str, Callable[..., None]] = {
+        "story": story,
+        "encode": encode,
+        "decode": decode,
+        "translate": translate,
+        "lab": lab,
+    }
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__ + "\n\n" + EXAMPLES)
         return
@@ -54,7 +61,8 @@ def _warn_in_one_line(message: Warning | str, *_: object) -> None:
 
 
 def story(
-    prompt: Texts = (), /,
+    prompt: Texts = (),
+    /,
     model: str = "mini",
     lang: str = "eng_Latn",
     output_lang: str | None = None,
@@ -110,11 +118,18 @@ def story(
             print(step.sentence, flush=True)
     if json:
         told = collect(llm.sonar, text, head, lang, steps, output_lang)
-        _print_json({
-            "prompt": text, "lang": lang, "output_lang": output_lang or lang, "text": told.text, "sentences": told.sentences,
-            "prompt_sentences": told.prompt_sentences, "stopped_by": told.stopped_by,
-            "steps": [{"sentence": s.sentence, "end_cosine": s.end_cosine, "log_prob": s.log_prob} for s in steps],
-        })
+        _print_json(
+            {
+                "prompt": text,
+                "lang": lang,
+                "output_lang": output_lang or lang,
+                "text": told.text,
+                "sentences": told.sentences,
+                "prompt_sentences": told.prompt_sentences,
+                "stopped_by": told.stopped_by,
+                "steps": [{"sentence": s.sentence, "end_cosine": s.end_cosine, "log_prob": s.log_prob} for s in steps],
+            }
+        )
 
 
 def encode(
@@ -147,7 +162,12 @@ def encode(
 
 
 def decode(
-    vectors: Annotated[str, tyro.conf.Positional] = "-", /, model: str = "mini", lang: str = "eng_Latn", beam_size: int = 5, json: bool = False
+    vectors: Annotated[str, tyro.conf.Positional] = "-",
+    /,
+    model: str = "mini",
+    lang: str = "eng_Latn",
+    beam_size: int = 5,
+    json: bool = False,
 ) -> None:
     """Vectors to sentences, one a line.
 
@@ -175,7 +195,13 @@ def decode(
 
 
 def translate(
-    texts: Texts = (), /, source_lang: str = "eng_Latn", target_lang: str = "fra_Latn", model: str = "mini", beam_size: int = 5, json: bool = False
+    texts: Texts = (),
+    /,
+    source_lang: str = "eng_Latn",
+    target_lang: str = "fra_Latn",
+    model: str = "mini",
+    beam_size: int = 5,
+    json: bool = False,
 ) -> None:
     """Translate sentences by encoding them in one language and decoding in another.
 
@@ -208,7 +234,13 @@ def lab(folder: Path = Path("sonarkit-notebooks"), browser: bool = True) -> None
     """
     copied = copy_notebooks(notebooks_folder(), folder)
     print(f"{folder}: {copied} notebooks copied, those that were there are kept", file=sys.stderr)
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", *([] if browser else ["--no-browser"])]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        f"--ServerApp.root_dir={folder.resolve()}",
+        *([] if browser else ["--no-browser"]),
+    ]
     raise SystemExit(subprocess.call(command))
 
 
@@ -239,13 +271,13 @@ def _texts(arguments: Sequence[str], lines: bool = True) -> list[str]:
         try:
             decoded.append(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{source}:{number}: not valid UTF-8 (byte {line[error.start]:#04x}); convert it, such as with iconv") from error
+            raise ValueError(
+                f"{source}:{number}: not valid UTF-8 (byte {line[error.start]:#04x}); convert it, such as with iconv"
+            ) from error
     return [line for line in decoded if line.strip()] if lines else ["".join(decoded)]
 
 
-def _read_vectors(name: str) -> "np.ndarray":
-    import numpy as np
-
+def _read_vectors(name: str) -> np.ndarray:
     if name.endswith(".npy"):
         try:
             array = np.load(name, allow_pickle=False)
@@ -261,9 +293,7 @@ def _read_vectors(name: str) -> "np.ndarray":
     return array.astype(np.float32)
 
 
-def _save_npy(path: Path, array: "np.ndarray") -> None:
-    import numpy as np
-
+def _save_npy(path: Path, array: np.ndarray) -> None:
     from sonarkit.core.checkpoint import write_atomically
 
     def write(temporary: Path) -> None:

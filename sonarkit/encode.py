@@ -55,16 +55,36 @@ def encode_corpus(
     with UserErrors():
         world = start()
         try:
-            manifest = encode_into(corpus, store, Sonar.from_pretrained(codec, device=world.device), world, lang, column, limit, documents_per_shard, batch_tokens)
+            manifest = encode_into(
+                corpus,
+                store,
+                Sonar.from_pretrained(codec, device=world.device),
+                world,
+                lang,
+                column,
+                limit,
+                documents_per_shard,
+                batch_tokens,
+            )
         finally:
             stop()
         dropped = ", ".join(f"{count} {why}" for why, count in manifest["dropped"].items()) or "none"
-        print0(world, f"{store}: {manifest['documents']} documents, {manifest['sentences']} sentences, {manifest['tokens']} tokens; dropped: {dropped}")
+        print0(
+            world,
+            f"{store}: {manifest['documents']} documents, {manifest['sentences']} sentences, {manifest['tokens']} tokens; dropped: {dropped}",
+        )
 
 
 def encode_into(
-    corpus: str, store: Path, sonar: Sonar, world: World, lang: str = "eng_Latn", column: str = "text", limit: int | None = None,
-    documents_per_shard: int = 512, batch_tokens: int = 4096,
+    corpus: str,
+    store: Path,
+    sonar: Sonar,
+    world: World,
+    lang: str = "eng_Latn",
+    column: str = "text",
+    limit: int | None = None,
+    documents_per_shard: int = 512,
+    batch_tokens: int = 4096,
 ) -> dict[str, Any]:
     """Build (this rank's share of) a store with a codec that is already loaded. Returns the manifest."""
     check_language(lang, sonar.languages)

@@ -43,8 +43,15 @@ class CodecRun:
 
     def codec_config(self, vocab_size: int) -> CodecConfig:
         return CodecConfig(
-            STORYWORLD_LANGUAGES, vocab_size, self.width, self.encoder_layers, self.decoder_layers, self.heads, self.ffn,
-            self.dropout, self.codec_max_tokens,
+            STORYWORLD_LANGUAGES,
+            vocab_size,
+            self.width,
+            self.encoder_layers,
+            self.decoder_layers,
+            self.heads,
+            self.ffn,
+            self.dropout,
+            self.codec_max_tokens,
         )
 
 
@@ -83,9 +90,19 @@ def sonar_llm(size: str) -> SonarLLMRun:
         raise ValueError(f"unknown size {size!r}; the sizes are {', '.join(SONAR_LLM_SIZES)}")
     optimizer = OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, warmup_steps=100, schedule="cosine")
     return SonarLLMRun(
-        Path("stores/storyworld-train"), Path("stores/storyworld-valid"),
-        TrainConfig(Path(f"runs/sonar-llm-{size}"), steps=3000, precision="bfloat16", log_every=20, eval_every=500, save_every=250, optimizer=optimizer),
-        SONAR_LLM_SIZES[size], batches=ConceptDataConfig(documents_per_step=32, micro_tokens=16_384),
+        Path("stores/storyworld-train"),
+        Path("stores/storyworld-valid"),
+        TrainConfig(
+            Path(f"runs/sonar-llm-{size}"),
+            steps=3000,
+            precision="bfloat16",
+            log_every=20,
+            eval_every=500,
+            save_every=250,
+            optimizer=optimizer,
+        ),
+        SONAR_LLM_SIZES[size],
+        batches=ConceptDataConfig(documents_per_step=32, micro_tokens=16_384),
     )
 
 

@@ -75,7 +75,10 @@ def train_sonar_llm(run: SonarLLMRun, world: World) -> dict[str, float]:
     model = SonarLLM(config, sonar)
     if run.train.precision == "bfloat16":
         print0(world, "bfloat16 autocast; weights, sums and optimizer in float32")
-    print0(world, f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(stores[0])} documents, {world.size} rank(s)")
+    print0(
+        world,
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(stores[0])} documents, {world.size} rank(s)",
+    )
     openings = [" ".join(stores[1][i].texts[:2]) for i in range(min(8, len(stores[1])))]
 
     def samples(model: SonarLLM) -> dict[str, float]:
@@ -96,11 +99,20 @@ def train_codec(run: CodecRun, world: World) -> dict[str, float]:
     tokenizer = _tokenizer(run, sources, world)
     torch.manual_seed(run.train.seed)
     sonar = Sonar(run.codec_config(tokenizer.size), tokenizer)
-    print0(world, f"{sum(p.numel() for p in sonar.parameters()) / 1e6:.1f}M parameters, " + ", ".join(f"{len(s.rows)} rows of {s.name}" for s in sources))
+    print0(
+        world,
+        f"{sum(p.numel() for p in sonar.parameters()) / 1e6:.1f}M parameters, "
+        + ", ".join(f"{len(s.rows)} rows of {s.name}" for s in sources),
+    )
     valid = [row for story in storyworld.stories(20, split="valid") for row in aligned(story.sentences)]
 
     task = CodecTask(
-        sonar, sources, run.objective, pairs_per_step=run.pairs_per_step, micro_pairs=run.micro_pairs, seed=run.train.seed,
+        sonar,
+        sources,
+        run.objective,
+        pairs_per_step=run.pairs_per_step,
+        micro_pairs=run.micro_pairs,
+        seed=run.train.seed,
         evaluate=lambda sonar: codec_report(sonar, valid, beam_size=1),
     )
     return train(task, run.train, world)
@@ -108,7 +120,11 @@ def train_codec(run: CodecRun, world: World) -> dict[str, float]:
 
 def storyworld_rows(stories: int, seed: int) -> list[Row]:
     """Every sentence of that many training stories, in its four languages; repeated rows once."""
-    unique = {row["eng_Latn"] + "\n" + row["deu_Latn"]: row for s in storyworld.stories(stories, seed=seed) for row in aligned(s.sentences)}
+    unique = {
+        row["eng_Latn"] + "\n" + row["deu_Latn"]: row
+        for s in storyworld.stories(stories, seed=seed)
+        for row in aligned(s.sentences)
+    }
     return list(unique.values())
 
 
@@ -122,7 +138,9 @@ def _tokenizer(run: CodecRun, sources: list[Source], world: World) -> Tokenizer:
     folder = run.train.out / "tokenizer"
     if world.rank == 0 and not (folder / "tokenizer.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        sample = [text for source in sources for row in source.rows[:: max(1, len(source.rows) // 40_000)] for text in row.values()]
+        sample = [
+            text for source in sources for row in source.rows[:: max(1, len(source.rows) // 40_000)] for text in row.values()
+        ]
         train_tokenizer(sample, run.pieces, recipes.STORYWORLD_LANGUAGES).save(folder)
     barrier(world)
     return Tokenizer.load(folder)

@@ -21,10 +21,18 @@ def shared_data() -> Path:
         pytest.skip(f"real text is not at hand ({SHARED_DATA.parent.name}/data beside the clone)")
     return SHARED_DATA
 
+
 SENTENCES = [
-    "The little fox ran home.", "Mia found a red kite in the forest.", "Tom gave his friend an old map.", "End of sequence.",
-    "Le petit renard rentra à la maison.", "Mia trouva un cerf-volant rouge.", "Der kleine Fuchs lief nach Hause.",
-    "El pequeño zorro corrió a casa.", "Once upon a time there was a bear.", "They all laughed and danced until night.",
+    "The little fox ran home.",
+    "Mia found a red kite in the forest.",
+    "Tom gave his friend an old map.",
+    "End of sequence.",
+    "Le petit renard rentra à la maison.",
+    "Mia trouva un cerf-volant rouge.",
+    "Der kleine Fuchs lief nach Hause.",
+    "El pequeño zorro corrió a casa.",
+    "Once upon a time there was a bear.",
+    "They all laughed and danced until night.",
 ]
 
 
@@ -45,6 +53,14 @@ def sonar(tokenizer: Tokenizer) -> Sonar:
     """A codec with random weights, small enough to run in milliseconds."""
     torch.manual_seed(0)
     config = CodecConfig(
-        tokenizer.languages, tokenizer.size, width=32, encoder_layers=2, decoder_layers=2, heads=4, ffn=64, dropout=0.0, max_tokens=64
+        tokenizer.languages,
+        tokenizer.size,
+        width=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        heads=4,
+        ffn=64,
+        dropout=0.0,
+        max_tokens=64,
     )
     return Sonar(config, tokenizer).eval()

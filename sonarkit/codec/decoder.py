@@ -118,7 +118,8 @@ class Decoder(nn.Module):
     def step(self, ids_B: Tensor, state: DecodingState) -> Tensor:
         """Feed one token per row; advances `state`. -> (B, V) log-probabilities in float32."""
         x_BH = self.embedding(ids_B, torch.full_like(ids_B, state.length))
-        for layer, term, cache in zip(self.layers, state.sentence_LBH, state.cache):
-            x_BH = layer.step(x_BH, term, cache, state.length)
+        for place, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+            x_BH = layer.step(x_BH, state.sentence_LBH[place], state.cache[place], state.length)
         state.length += 1
         return torch.log_softmax((self.norm(x_BH) @ self.embedding.weight.T).float(), -1)

@@ -80,7 +80,9 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig) -> LossSu
     clean, noisy = z[: 2 * pairs], z[2 * pairs :]
     swapped = torch.cat([clean[pairs:], clean[:pairs]])
 
-    translation, losses = sonar.decoder.token_losses(swapped, *pack(batch.targets, device), label_smoothing=config.label_smoothing)
+    translation, losses = sonar.decoder.token_losses(
+        swapped, *pack(batch.targets, device), label_smoothing=config.label_smoothing
+    )
     tokens = len(losses)
     total = config.mt_weight * translation
     parts = {"mt": (translation.detach(), float(tokens))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,11 +17,12 @@ from sonarkit.codec.config import CodecConfig
 from sonarkit.codec.decoder import Decoder
 from sonarkit.codec.encoder import Encoder
 from sonarkit.codec.search import Hypothesis, SearchConfig
-from sonarkit.core import checkpoint, config as configs
+from sonarkit.core import checkpoint
+from sonarkit.core import config as configs
 from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import chunks_by_tokens, pack
 from sonarkit.core.paths import asset
-from sonarkit.text.languages import check_language, per_text
+from sonarkit.text.languages import per_text
 from sonarkit.text.tokenizer import Tokenizer
 
 SHIPPED = {"mini": "mini/sonar"}
@@ -142,8 +144,14 @@ class Sonar(nn.Module):
     # ------------------------------------------------------------------ vectors -> text
 
     def search(
-        self, z: Tensor, lang: str | Sequence[str] = "eng_Latn", config: SearchConfig = SearchConfig(), *,
-        batch_size: int = 32, seed: int | None = None, progress: bool = False,
+        self,
+        z: Tensor,
+        lang: str | Sequence[str] = "eng_Latn",
+        config: SearchConfig = SearchConfig(),
+        *,
+        batch_size: int = 32,
+        seed: int | None = None,
+        progress: bool = False,
     ) -> list[list[Hypothesis]]:
         """(n, D) vectors -> for each the hypotheses found, best first, with ids and log-probabilities.
 
@@ -152,25 +160,36 @@ class Sonar(nn.Module):
         z = self._check_vectors(z)
         codes = [self.tokenizer.language_id(code) for code in per_text(lang, len(z), self.languages)]
         limit = self.config.max_tokens - 3  # the prefix and the end take three places
-        config = config if config.max_tokens <= limit else _with_max_tokens(config, limit)
-        forbidden = [i for i in self.tokenizer.special_ids if i != self.tokenizer.eos_id]
+        config = replace(config, max_tokens=min(config.max_tokens, limit))
+        eos = self.tokenizer.eos_id
+        forbidden = [i for i in self.tokenizer.special_ids if i != eos]
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         found: list[list[Hypothesis]] = []
         starts = range(0, len(z), batch_size)
         for start in tqdm(starts, desc="decode", unit="batch", disable=not progress, leave=False):
             rows = slice(start, start + batch_size)
-            arguments = (self.decoder, z[rows], codes[rows], config)
-            options = {"eos_id": self.tokenizer.eos_id, "forbidden": forbidden}
             if config.sample:
-                found += search.sample(*arguments, **options, generator=generator)
+                found += search.sample(
+                    self.decoder, z[rows], codes[rows], config, eos_id=eos, forbidden=forbidden, generator=generator
+                )
             else:
-                found += search.beam_search(*arguments, **options)
+                found += search.beam_search(self.decoder, z[rows], codes[rows], config, eos_id=eos, forbidden=forbidden)
         return found
 
     def decode(
-        self, z: Tensor, lang: str | Sequence[str] = "eng_Latn", *, beam_size: int = 5, max_tokens: int = 256,
-        sample: bool = False, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-        batch_size: int = 32, seed: int | None = None, progress: bool = False,
+        self,
+        z: Tensor,
+        lang: str | Sequence[str] = "eng_Latn",
+        *,
+        beam_size: int = 5,
+        max_tokens: int = 256,
+        sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        batch_size: int = 32,
+        seed: int | None = None,
+        progress: bool = False,
     ) -> list[str]:
         """(n, D) vectors -> n sentences in `lang` (one code, or one per vector). See `SearchConfig` for the options."""
         config = SearchConfig(beam_size, max_tokens, sample, temperature, top_k, top_p)
@@ -185,7 +204,9 @@ class Sonar(nn.Module):
 
     # ------------------------------------------------------------------ the loss of a text given its vector
 
-    def token_loss(self, z: Tensor, texts: Sequence[str], lang: str | Sequence[str] = "eng_Latn", *, as_published: bool = False) -> LossSum:
+    def token_loss(
+        self, z: Tensor, texts: Sequence[str], lang: str | Sequence[str] = "eng_Latn", *, as_published: bool = False
+    ) -> LossSum:
         """Cross-entropy of each text under the decoder, given its vector; differentiable in `z` (n, D).
 
         Sum in nats and count of target tokens: pieces and `</s>`. `as_published` also counts the language
@@ -212,10 +233,6 @@ class Sonar(nn.Module):
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise ValueError("expected a list of texts, got one string; pass [text]")
-
-
-def _with_max_tokens(config: SearchConfig, limit: int) -> SearchConfig:
-    return SearchConfig(config.beam_size, limit, config.sample, config.temperature, config.top_k, config.top_p)
 
 
 def _batches(ids: list[list[int]], budget: int, progress: bool, what: str) -> Iterator[list[int]]:

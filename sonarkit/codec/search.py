@@ -47,7 +47,9 @@ class SearchConfig:
             )
 
 
-def start_with_language(decoder: Decoder, z_BD: Tensor, language_ids: Sequence[int], eos_id: int, tokens: int) -> tuple[DecodingState, Tensor]:
+def start_with_language(
+    decoder: Decoder, z_BD: Tensor, language_ids: Sequence[int], eos_id: int, tokens: int
+) -> tuple[DecodingState, Tensor]:
     """Feed `</s> __lang__`; returns the state and the (B, V) log-probabilities of the first piece."""
     state = decoder.start(z_BD, tokens + 2)
     decoder.step(torch.full((len(z_BD),), eos_id, device=z_BD.device), state)
@@ -56,7 +58,13 @@ def start_with_language(decoder: Decoder, z_BD: Tensor, language_ids: Sequence[i
 
 @torch.no_grad()
 def beam_search(
-    decoder: Decoder, z_BD: Tensor, language_ids: Sequence[int], config: SearchConfig, *, eos_id: int, forbidden: Sequence[int] = ()
+    decoder: Decoder,
+    z_BD: Tensor,
+    language_ids: Sequence[int],
+    config: SearchConfig,
+    *,
+    eos_id: int,
+    forbidden: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """The best `beam_size` sentences for each vector, best first, by mean log-probability per token.
 
@@ -121,8 +129,14 @@ def beam_search(
 
 @torch.no_grad()
 def sample(
-    decoder: Decoder, z_BD: Tensor, language_ids: Sequence[int], config: SearchConfig, *, eos_id: int,
-    forbidden: Sequence[int] = (), generator: torch.Generator | None = None,
+    decoder: Decoder,
+    z_BD: Tensor,
+    language_ids: Sequence[int],
+    config: SearchConfig,
+    *,
+    eos_id: int,
+    forbidden: Sequence[int] = (),
+    generator: torch.Generator | None = None,
 ) -> list[list[Hypothesis]]:
     """Draw one sentence for each vector; `generator` makes it repeatable. Same shape of result as `beam_search`."""
     device = z_BD.device
@@ -149,9 +163,7 @@ def sample(
         if len(going) < len(rows):
             state, rows = state.select(keep), [rows[place] for place in going]
         log_probs = decoder.step(tokens[keep], state)
-    return [
-        [Hypothesis(tuple(i), tuple(s), sum(s) / len(s), ended=len(s) > len(i))] for i, s in zip(ids, steps)
-    ]
+    return [[Hypothesis(tuple(i), tuple(s), sum(s) / len(s), ended=len(s) > len(i))] for i, s in zip(ids, steps)]
 
 
 def truncated(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:

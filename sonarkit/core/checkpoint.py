@@ -88,7 +88,8 @@ def _check_fit(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> N
     missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     shapes = [
         f"{key} is {tuple(tensors[key].shape)}, expected {tuple(wanted[key].shape)}"
-        for key in sorted(set(wanted) & set(tensors)) if wanted[key].shape != tensors[key].shape
+        for key in sorted(set(wanted) & set(tensors))
+        if wanted[key].shape != tensors[key].shape
     ]
     if missing or unexpected or shapes:
         told = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in unexpected] + shapes
@@ -108,8 +109,12 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, step: int, model_state: dict[str, Tensor], trainer_states: list[dict[str, Any]],
-    config: dict[str, Any], keep: int = 2,
+    folder: Path,
+    step: int,
+    model_state: dict[str, Tensor],
+    trainer_states: list[dict[str, Any]],
+    config: dict[str, Any],
+    keep: int = 2,
 ) -> Path:
     """Write the checkpoint of `step` (one process does it for all) and delete all but the newest `keep`.
 

@@ -33,16 +33,15 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(fields))
     missing = sorted(
-        name for name, field in fields.items()
+        name
+        for name, field in fields.items()
         if name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     )
     if unknown or missing:
         dotted = {name: f"{where}.{name}" if where else name for name in [*unknown, *missing]}
         told = [f"unknown field {dotted[name]}" for name in unknown] + [f"missing field {dotted[name]}" for name in missing]
         raise ValueError(f"{label}: {'; '.join(told)}; the fields are {', '.join(fields)}")
-    return cls(**{
-        name: _value(hints[name], value, f"{where}.{name}" if where else name) for name, value in data.items()
-    })
+    return cls(**{name: _value(hints[name], value, f"{where}.{name}" if where else name) for name, value in data.items()})
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:

@@ -41,9 +41,7 @@ class Packing:
     def spread(self, x_NH: Tensor) -> Tensor:
         """(N, H) one row per packed sequence -> (T, H), that row for each of its tokens."""
         parts = x_NH.split([n for n, _ in self.blocks])
-        return torch.cat([
-            part[:, None].expand(-1, length, -1).flatten(0, 1) for part, (_, length) in zip(parts, self.blocks)
-        ])
+        return torch.cat([part[:, None].expand(-1, length, -1).flatten(0, 1) for part, (_, length) in zip(parts, self.blocks)])
 
     def in_callers_order(self, x_NH: Tensor) -> Tensor:
         """Undo the sorting: row i is the caller's i-th sequence."""

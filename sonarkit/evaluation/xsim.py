@@ -15,7 +15,9 @@ def xsim_error(x_ND: Tensor, y_ND: Tensor, neighbours: int = 4, chunk: int = 102
     Memory is chunk x N.
     """
     if x_ND.shape != y_ND.shape or x_ND.ndim != 2 or len(x_ND) < 2:
-        raise ValueError(f"expected two tensors of one shape (N, D) with N at least 2, got {tuple(x_ND.shape)} and {tuple(y_ND.shape)}")
+        raise ValueError(
+            f"expected two tensors of one shape (N, D) with N at least 2, got {tuple(x_ND.shape)} and {tuple(y_ND.shape)}"
+        )
     x, y = F.normalize(x_ND.float(), dim=1), F.normalize(y_ND.float(), dim=1)
     k = min(neighbours, len(x))
     near_x = torch.cat([(part @ y.T).topk(k, 1).values.mean(1) for part in x.split(chunk)])

@@ -161,7 +161,8 @@ class Backbone(nn.Module):
         """
         places_BS = context.lengths_B[:, None] + torch.arange(x_BSH.shape[1], device=x_BSH.device)
         angles = self._angles(places_BS)
-        for layer, cache in zip(self.layers, context.cache):
-            x_BSH = layer.extend(x_BSH, angles, cache, places_BS)
+        for place, layer in enumerate(self.layers):
+            assert isinstance(layer, Block)
+            x_BSH = layer.extend(x_BSH, angles, context.cache[place], places_BS)
         context.lengths_B = context.lengths_B + new_B
         return self.norm(x_BSH)

@@ -108,14 +108,21 @@ def split_prompt(prompt: str, lang: str) -> list[str]:
     """A prompt's sentences. Raises ValueError when there are none."""
     sentences = split_sentences(prompt, lang)
     if not sentences:
-        raise ValueError("the prompt holds no sentence; begin with one or two, such as 'Once upon a time there was a little fox named Mia.'")
+        raise ValueError(
+            "the prompt holds no sentence; begin with one or two, such as 'Once upon a time there was a little fox named Mia.'"
+        )
     return sentences
 
 
 @torch.no_grad()
 def tell(
-    model: ConceptModel, prompts: Sequence[Sequence[str]], lang: str | Sequence[str] = "eng_Latn",
-    config: RolloutConfig = RolloutConfig(), *, output_lang: str | None = None, seed: int | None = None,
+    model: ConceptModel,
+    prompts: Sequence[Sequence[str]],
+    lang: str | Sequence[str] = "eng_Latn",
+    config: RolloutConfig = RolloutConfig(),
+    *,
+    output_lang: str | None = None,
+    seed: int | None = None,
 ) -> Iterator[Step]:
     """Continue each prompt (a list of sentences); yields every step as it is made, story by story in each round.
 
@@ -183,9 +190,18 @@ def generate(model: ConceptModel, prompt: list[str], lang: str | Sequence[str] =
 
 
 def generate(
-    model: ConceptModel, prompt: str | list[str], lang: str | Sequence[str] = "eng_Latn", *,
-    output_lang: str | None = None, seed: int | None = None, max_sentences: int = 32, end_threshold: float = 0.98,
-    stop_on: Literal["predicted", "reencoded"] = "predicted", stop_on_loop: bool = True, noise: float = 0.0, **search: Any,
+    model: ConceptModel,
+    prompt: str | list[str],
+    lang: str | Sequence[str] = "eng_Latn",
+    *,
+    output_lang: str | None = None,
+    seed: int | None = None,
+    max_sentences: int = 32,
+    end_threshold: float = 0.98,
+    stop_on: Literal["predicted", "reencoded"] = "predicted",
+    stop_on_loop: bool = True,
+    noise: float = 0.0,
+    **search: Any,
 ) -> Story | list[Story]:
     """Continue a prompt, or a list of them as one batch. -> `Story`, or a list of them.
 

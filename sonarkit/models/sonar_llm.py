@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sonarkit.codec.pipeline import Sonar
-from sonarkit.core import checkpoint, config as configs
+from sonarkit.core import checkpoint
+from sonarkit.core import config as configs
 from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import pack, packing_of
 from sonarkit.core.paths import asset
@@ -27,7 +28,6 @@ from sonarkit.store.reader import Document
 
 SHIPPED = {"mini": "mini/sonar-llm"}
 FORMAT = "sonarkit-sonar-llm-1"
-
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ class DocumentBatches:
     """
 
     def __init__(
-        self, count: int, load: Callable[[int], Document], documents_per_step: int, micro_tokens: int, seed: int, rank: int, size: int
+        self,
+        count: int,
+        load: Callable[[int], Document],
+        documents_per_step: int,
+        micro_tokens: int,
+        seed: int,
+        rank: int,
+        size: int,
     ) -> None:
         if documents_per_step < size:
             raise ValueError(f"{documents_per_step} documents a step cannot be shared by {size} ranks; raise documents_per_step")

@@ -28,7 +28,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sonarkit.core.distributed import World, barrier
-from sonarkit.text.corpora import Corpus, Document as Text
+from sonarkit.text.corpora import Corpus
+from sonarkit.text.corpora import Document as Text
 
 FORMAT = "sonarkit-store-1"
 
@@ -55,7 +56,12 @@ class Coder:
 
 
 def build(
-    corpus: Corpus, folder: Path, stamp: StoreStamp, coder: Coder, split: Callable[[str], list[str]], end_text: str,
+    corpus: Corpus,
+    folder: Path,
+    stamp: StoreStamp,
+    coder: Coder,
+    split: Callable[[str], list[str]],
+    end_text: str,
     world: World,
 ) -> dict[str, Any]:
     """Encode `corpus` into `folder` (this rank's share of it) and return the manifest.
@@ -89,9 +95,13 @@ def _claim(folder: Path, stamp: StoreStamp) -> None:
     path, wanted = folder / "stamp.json", asdict(stamp)
     if path.is_file():
         found = json.loads(path.read_text())
-        differences = [f"{key}: {found.get(key)!r} there, {value!r} now" for key, value in wanted.items() if found.get(key) != value]
+        differences = [
+            f"{key}: {found.get(key)!r} there, {value!r} now" for key, value in wanted.items() if found.get(key) != value
+        ]
         if differences:
-            raise ValueError(f"{folder} holds a store made otherwise ({'; '.join(differences)}); choose another folder or delete it")
+            raise ValueError(
+                f"{folder} holds a store made otherwise ({'; '.join(differences)}); choose another folder or delete it"
+            )
     elif any(folder.iterdir()) and not list(folder.glob("stamp.json.*")):
         raise ValueError(f"{folder} is not empty and holds no embedding store; choose an empty folder")
     else:
@@ -106,7 +116,15 @@ def _write_shard(folder: Path, shard: int, texts: list[Text], coder: Coder, spli
     sentences = [split(text.text) for text in texts]
     kept = [(text, parts) for text, parts in zip(texts, sentences) if parts]
     dropped = {"no sentence": len(texts) - len(kept)} if len(kept) < len(texts) else {}
-    note: dict[str, Any] = {"file": "", "documents": len(kept), "sentences": 0, "tokens": 0, "bytes": 0, "sha256": "", "dropped": dropped}
+    note: dict[str, Any] = {
+        "file": "",
+        "documents": len(kept),
+        "sentences": 0,
+        "tokens": 0,
+        "bytes": 0,
+        "sha256": "",
+        "dropped": dropped,
+    }
     if kept:
         flat = [sentence for _, parts in kept for sentence in parts]
         unique = list(dict.fromkeys(flat))  # stories repeat sentences: each is encoded once
@@ -118,23 +136,30 @@ def _write_shard(folder: Path, shard: int, texts: list[Text], coder: Coder, spli
         file = f"shard-{shard:05d}.arrow"
         write_atomically(folder / file, data)
         note |= {
-            "file": file, "sentences": len(flat), "tokens": sum(map(len, tokens)),
-            "bytes": sum(len(s.encode()) for s in flat), "sha256": hashlib.sha256(data).hexdigest(),
+            "file": file,
+            "sentences": len(flat),
+            "tokens": sum(map(len, tokens)),
+            "bytes": sum(len(s.encode()) for s in flat),
+            "sha256": hashlib.sha256(data).hexdigest(),
         }
     write_atomically(_note(folder, shard), json.dumps(note).encode())
     return note
 
 
-def arrow_bytes(vectors_TD: np.ndarray, tokens: list[list[int]], texts: list[str], counts: list[int], sources: list[str]) -> bytes:
+def arrow_bytes(
+    vectors_TD: np.ndarray, tokens: list[list[int]], texts: list[str], counts: list[int], sources: list[str]
+) -> bytes:
     """One Arrow IPC file, a row per document: its vectors, token ids and sentences, and where it came from."""
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
     rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors_TD.reshape(-1)), vectors_TD.shape[1])
-    table = pa.table({
-        "vectors": pa.ListArray.from_arrays(offsets, rows),
-        "tokens": pa.ListArray.from_arrays(offsets, pa.array(tokens, pa.list_(pa.int32()))),
-        "text": pa.ListArray.from_arrays(offsets, pa.array(texts, pa.string())),
-        "source": pa.array(sources, pa.string()),
-    })
+    table = pa.table(
+        {
+            "vectors": pa.ListArray.from_arrays(offsets, rows),
+            "tokens": pa.ListArray.from_arrays(offsets, pa.array(tokens, pa.list_(pa.int32()))),
+            "text": pa.ListArray.from_arrays(offsets, pa.array(texts, pa.string())),
+            "source": pa.array(sources, pa.string()),
+        }
+    )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)  # one record batch: zero-copy slices of it are documents
@@ -148,13 +173,19 @@ def _write_manifest(folder: Path, stamp: StoreStamp, coder: Coder, end_text: str
         raise ValueError(f"the corpus {stamp.corpus!r} has no document with a sentence; nothing to store")
     all_dropped = sum((Counter(note["dropped"]) for note in notes), Counter(dropped))
     end = {
-        "text": end_text, "tokens": coder.pieces([end_text])[0],
+        "text": end_text,
+        "tokens": coder.pieces([end_text])[0],
         "vector": coder.encode([end_text])[0].cpu().numpy().astype(np.float16).tolist(),
     }
     totals = {key: sum(note[key] for note in written) for key in ("documents", "sentences", "tokens", "bytes")}
     manifest = {
-        "format": FORMAT, **asdict(stamp), "dtype": "float16", **totals, "dropped": dict(all_dropped),
-        "end_of_sequence": end, "shards": written,
+        "format": FORMAT,
+        **asdict(stamp),
+        "dtype": "float16",
+        **totals,
+        "dropped": dict(all_dropped),
+        "end_of_sequence": end,
+        "shards": written,
     }
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
 
@@ -170,4 +201,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"could not write {path}: {error.strerror}. What was there before is kept; free space and start again") from error
+        raise OSError(
+            error.errno, f"could not write {path}: {error.strerror}. What was there before is kept; free space and start again"
+        ) from error

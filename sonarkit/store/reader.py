@@ -48,7 +48,11 @@ class Store:
         self.folder = Path(folder)
         path = self.folder / "manifest.json"
         if not path.is_file():
-            state = "an unfinished store; run the same encode command again to finish it" if (self.folder / "stamp.json").is_file() else "no embedding store; make one with sonarkit/encode.py"
+            state = (
+                "an unfinished store; run the same encode command again to finish it"
+                if (self.folder / "stamp.json").is_file()
+                else "no embedding store; make one with sonarkit/encode.py"
+            )
             raise FileNotFoundError(f"{self.folder} holds {state}")
         self.manifest: dict[str, Any] = json.loads(path.read_text())
         if self.manifest.get("format") != FORMAT:
@@ -66,7 +70,9 @@ class Store:
     def _open(self, shard: dict[str, Any], verify: bool) -> pa.RecordBatch:
         path = self.folder / shard["file"]
         if not path.is_file():
-            raise FileNotFoundError(f"shard {path} is missing; delete {path.with_suffix('.json').name} beside it and run the same encode command again")
+            raise FileNotFoundError(
+                f"shard {path} is missing; delete {path.with_suffix('.json').name} beside it and run the same encode command again"
+            )
         remedy = f"delete it and {path.with_suffix('.json').name}, then run the same encode command again"
         if verify and hashlib.sha256(path.read_bytes()).hexdigest() != shard["sha256"]:
             raise ValueError(f"shard {path} is damaged (its checksum is off); {remedy}")
@@ -91,7 +97,9 @@ class Store:
         flat = np.frombuffer(vectors.flatten().buffers()[1], np.float16)
         return StoredDocument(
             flat.reshape(-1, self.width)[first : first + count],
-            batch.column("tokens")[row].as_py(), batch.column("text")[row].as_py(), batch.column("source")[row].as_py(),
+            batch.column("tokens")[row].as_py(),
+            batch.column("text")[row].as_py(),
+            batch.column("source")[row].as_py(),
         )
 
     def document(self, index: int, language_id: int, eos_id: int, max_sentences: int = 32, max_tokens: int = 256) -> Document:

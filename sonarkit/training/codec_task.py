@@ -35,7 +35,9 @@ class PairBatches:
     the same pairs whatever the number of ranks; rank r gets each `size`-th of them.
     """
 
-    def __init__(self, sonar: Sonar, sources: Sequence[Source], pairs_per_step: int, micro_pairs: int, seed: int, rank: int, size: int) -> None:
+    def __init__(
+        self, sonar: Sonar, sources: Sequence[Source], pairs_per_step: int, micro_pairs: int, seed: int, rank: int, size: int
+    ) -> None:
         if pairs_per_step < size:
             raise ValueError(f"{pairs_per_step} pairs a step cannot be shared by {size} ranks; raise pairs_per_step")
         self.sonar, self.sources, self.pairs_per_step, self.micro_pairs = sonar, sources, pairs_per_step, micro_pairs
@@ -44,7 +46,9 @@ class PairBatches:
     def __next__(self) -> list[PairBatch]:
         rng = random.Random(f"{self.seed}-{self.step}")
         chosen = rng.choices(self.sources, [source.weight for source in self.sources], k=self.pairs_per_step)
-        pairs = [(row, rng.sample(sorted(row), 2)) for row in (rng.choice(source.rows) for source in chosen)][self.rank :: self.size]
+        pairs = [(row, rng.sample(sorted(row), 2)) for row in (rng.choice(source.rows) for source in chosen)][
+            self.rank :: self.size
+        ]
         micro = [pairs[i : i + self.micro_pairs] for i in range(0, len(pairs), self.micro_pairs)]
         batches = [self._batch(part, f"{self.seed}-{self.step}-{self.rank}-{i}") for i, part in enumerate(micro)]
         self.step += 1
@@ -66,7 +70,14 @@ class CodecTask:
     """What the training loop needs to train a `Sonar`; `evaluate` comes from the caller."""
 
     def __init__(
-        self, sonar: Sonar, sources: Sequence[Source], objective: ObjectiveConfig, *, pairs_per_step: int, micro_pairs: int, seed: int,
+        self,
+        sonar: Sonar,
+        sources: Sequence[Source],
+        objective: ObjectiveConfig,
+        *,
+        pairs_per_step: int,
+        micro_pairs: int,
+        seed: int,
         evaluate: Callable[[Sonar], dict[str, float]],
     ) -> None:
         self.sonar, self.sources, self.objective = sonar, sources, objective
@@ -93,7 +104,11 @@ class CodecTask:
 
     def config(self) -> dict[str, Any]:
         return {
-            "task": "codec", "codec": to_dict(self.sonar.config), "tokenizer": self.sonar.tokenizer.fingerprint,
-            "objective": to_dict(self.objective), "pairs_per_step": self.pairs_per_step, "seed": self.seed,
+            "task": "codec",
+            "codec": to_dict(self.sonar.config),
+            "tokenizer": self.sonar.tokenizer.fingerprint,
+            "objective": to_dict(self.objective),
+            "pairs_per_step": self.pairs_per_step,
+            "seed": self.seed,
             "sources": [[source.name, len(source.rows), source.weight] for source in self.sources],
         }

@@ -35,7 +35,12 @@ class ConceptTask:
     """
 
     def __init__(
-        self, model: SonarLLM, train: Store, valid: Store, data: ConceptDataConfig, seed: int,
+        self,
+        model: SonarLLM,
+        train: Store,
+        valid: Store,
+        data: ConceptDataConfig,
+        seed: int,
         samples: Callable[[SonarLLM], dict[str, float]] = lambda model: {},
     ) -> None:
         for store in (train, valid):
@@ -54,7 +59,9 @@ class ConceptTask:
 
     def batches(self, rank: int, size: int) -> DocumentBatches:
         data = self.data
-        return DocumentBatches(len(self.train), self._load(self.train), data.documents_per_step, data.micro_tokens, self.seed, rank, size)
+        return DocumentBatches(
+            len(self.train), self._load(self.train), data.documents_per_step, data.micro_tokens, self.seed, rank, size
+        )
 
     def loss(self, batch: list[Document]) -> LossSum:
         return self.concept_model.loss(batch)
@@ -81,4 +88,10 @@ class ConceptTask:
 
     def config(self) -> dict[str, Any]:
         store = {key: self.train.manifest[key] for key in ("corpus", "lang", "codec_fingerprint", "documents", "tokens")}
-        return {"task": "sonar-llm", "model": to_dict(self.concept_model.config), "data": to_dict(self.data), "seed": self.seed, "store": store}
+        return {
+            "task": "sonar-llm",
+            "model": to_dict(self.concept_model.config),
+            "data": to_dict(self.data),
+            "seed": self.seed,
+            "store": store,
+        }

@@ -200,8 +200,12 @@ def _train_record(
 ) -> dict[str, Any]:
     """A line of the metrics file: means since the line before it, and the last step's rate and gradient norm."""
     return {
-        "step": state.step, "seconds": round(state.seconds, 3), **logged.means(), "lr": rate,
-        "grad_norm": norm if math.isfinite(norm) else None, "skipped_updates": logged.skipped,
+        "step": state.step,
+        "seconds": round(state.seconds, 3),
+        **logged.means(),
+        "lr": rate,
+        "grad_norm": norm if math.isfinite(norm) else None,
+        "skipped_updates": logged.skipped,
         "tokens_per_s": round(logged.count / max(logged.seconds, 1e-9), 1),
         "seconds_left": round(state.seconds / state.step * (config.steps - state.step), 1),
         "peak_memory_gb": round(peak_memory_gb(world.device), 3),
@@ -252,7 +256,8 @@ class _Sums:
         """`loss_nats_per_token` (None without an update), and each part under its name (see `LossSum`)."""
         parts = {
             name if "_" in name else f"loss_{name}": total / self._counts[name]
-            for name, total in self._totals.items() if name and self._counts[name]
+            for name, total in self._totals.items()
+            if name and self._counts[name]
         }
         return {"loss_nats_per_token": self.total / self.count if self.count else None, **parts}
 
@@ -314,9 +319,7 @@ def _save(
     barrier(world)
 
 
-def _resume(
-    task: Task, config: TrainConfig, world: World, optimizer: torch.optim.Optimizer, batches: Batches
-) -> TrainState:
+def _resume(task: Task, config: TrainConfig, world: World, optimizer: torch.optim.Optimizer, batches: Batches) -> TrainState:
     """Put everything back as the newest checkpoint has it; a new state when there is none."""
     found, wanted = checkpoint.latest(config.out), _run_config(task, config)
     if found is None:

@@ -10,7 +10,9 @@ from sonarkit.codec.decoder import Decoder
 from sonarkit.codec.layers import sinusoidal_positions
 from sonarkit.core.packing import pack
 
-CONFIG = CodecConfig(("eng_Latn",), vocab_size=23, width=16, encoder_layers=2, decoder_layers=2, heads=4, ffn=32, dropout=0.0, max_tokens=20)
+CONFIG = CodecConfig(
+    ("eng_Latn",), vocab_size=23, width=16, encoder_layers=2, decoder_layers=2, heads=4, ffn=32, dropout=0.0, max_tokens=20
+)
 
 
 def test_the_sentence_term_is_cross_attention_to_one_vector_in_value_and_gradient() -> None:

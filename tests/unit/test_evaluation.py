@@ -57,7 +57,10 @@ class Parrot:
 
 
 def test_a_perfect_codec_has_a_perfect_report() -> None:
-    rows = [{"eng_Latn": f"the {n} ran home last night", "deu_Latn": f"der {n} lief gestern nach Hause"} for n in ("fox", "bear", "owl", "cat", "hen")]
+    rows = [
+        {"eng_Latn": f"the {n} ran home last night", "deu_Latn": f"der {n} lief gestern nach Hause"}
+        for n in ("fox", "bear", "owl", "cat", "hen")
+    ]
     report = codec_report(Parrot(rows), rows)  # type: ignore[arg-type]
     assert report["bleu_eng_Latn"] == report["bleu_deu_Latn-eng_Latn"] == report["bleu_translation"] == pytest.approx(100)
     assert report["xsim_mean"] == 0
@@ -74,11 +77,13 @@ def story(sentences: list[str], prompt: int, stopped: str, last: str = "") -> St
 
 
 def test_story_report_counts_ends_and_repetitions() -> None:
-    report = story_report([
-        story(["a", "b", "c"], 1, "end", "End of sequence."),  # told b c
-        story(["a", "b"], 1, "loop", "a"),  # told b, and a again
-        story(["a", "b", "b", "d", "e"], 1, "max_sentences", "e"),  # told b b d e
-    ])
+    report = story_report(
+        [
+            story(["a", "b", "c"], 1, "end", "End of sequence."),  # told b c
+            story(["a", "b"], 1, "loop", "a"),  # told b, and a again
+            story(["a", "b", "b", "d", "e"], 1, "max_sentences", "e"),  # told b b d e
+        ]
+    )
     assert report["stopped_end"] == report["stopped_loop"] == report["stopped_max_sentences"] == pytest.approx(1 / 3)
     assert report["repeated_sentences"] == pytest.approx(2 / 8)
     assert report["sentences_per_story"] == pytest.approx(8 / 3)

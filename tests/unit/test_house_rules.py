@@ -40,7 +40,9 @@ def test_rooms_import_only_rooms_above_them(path: Path) -> None:
     if room not in LADDER:
         return  # the top of the package may import every room
     allowed = set(LADDER[: LADDER.index(room) + 1])
-    assert imports(path) <= allowed, f"{room} may import {sorted(allowed)}, but {path.name} imports {sorted(imports(path) - allowed)}"
+    assert imports(path) <= allowed, (
+        f"{room} may import {sorted(allowed)}, but {path.name} imports {sorted(imports(path) - allowed)}"
+    )
 
 
 def test_every_room_is_on_the_ladder() -> None:
@@ -50,7 +52,19 @@ def test_every_room_is_on_the_ladder() -> None:
 
 def test_no_name_at_the_top_shadows_a_library() -> None:
     """torchrun puts the package folder itself on sys.path."""
-    libraries = {"torch", "numpy", "datasets", "transformers", "tokenizers", "sonar", "evaluate", "types", "nltk", "plotly", "tyro"}
+    libraries = {
+        "torch",
+        "numpy",
+        "datasets",
+        "transformers",
+        "tokenizers",
+        "sonar",
+        "evaluate",
+        "types",
+        "nltk",
+        "plotly",
+        "tyro",
+    }
     assert not {path.stem for path in PACKAGE.iterdir()} & (libraries | set(sys.stdlib_module_names))
 
 

@@ -113,6 +113,8 @@ def test_damaged_weights_are_named(sonar: Sonar, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="model.safetensors is missing"):
         Sonar.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(whole)
-    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace('"encoder_layers": 2', '"encoder_layers": 3'))
+    (tmp_path / "config.json").write_text(
+        (tmp_path / "config.json").read_text().replace('"encoder_layers": 2', '"encoder_layers": 3')
+    )
     with pytest.raises(ValueError, match="missing encoder.layers.2"):
         Sonar.from_pretrained(tmp_path)

@@ -20,7 +20,9 @@ EOS, LANG = 3, 8
 def decoder() -> Decoder:
     """Nine tokens, of which 4 to 7 are pieces, with probabilities that are far from uniform."""
     torch.manual_seed(1)
-    config = CodecConfig(("eng_Latn",), vocab_size=9, width=8, encoder_layers=1, decoder_layers=1, heads=2, ffn=16, dropout=0.0, max_tokens=16)
+    config = CodecConfig(
+        ("eng_Latn",), vocab_size=9, width=8, encoder_layers=1, decoder_layers=1, heads=2, ffn=16, dropout=0.0, max_tokens=16
+    )
     decoder = Decoder(config).eval()
     with torch.no_grad():
         decoder.embedding.weight.mul_(4)
@@ -85,7 +87,9 @@ def test_every_sentence_obeys_the_limit_and_holds_no_special_token(sonar: Sonar)
 def test_sampling_follows_the_probabilities_and_its_seed(decoder: Decoder) -> None:
     z = torch.randn(1, 8, generator=torch.Generator().manual_seed(4)).expand(4000, -1)
     config = SearchConfig(sample=True, max_tokens=1)
-    draw = lambda seed: sample(decoder, z, [LANG] * 4000, config, eos_id=EOS, forbidden=[0, 1, 2, LANG], generator=torch.Generator().manual_seed(seed))  # noqa: E731
+    draw = lambda seed: sample(
+        decoder, z, [LANG] * 4000, config, eos_id=EOS, forbidden=[0, 1, 2, LANG], generator=torch.Generator().manual_seed(seed)
+    )  # noqa: E731
     counts = torch.zeros(9)
     for (hypothesis,) in draw(0):
         counts[hypothesis.ids[0] if hypothesis.ids else EOS] += 1
@@ -107,7 +111,9 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens() -> None:
     assert truncated(logits, 0, 1.0).isfinite().all()
 
 
-@pytest.mark.parametrize("bad", [{"beam_size": 0}, {"max_tokens": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"beam_size": 0}, {"max_tokens": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}]
+)
 def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         SearchConfig(**bad)  # type: ignore[arg-type]

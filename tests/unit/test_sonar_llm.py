@@ -129,11 +129,11 @@ class Memory:
     def decode(self, ids: tuple[int, ...]) -> str:
         return self.words[ids[0]]
 
-    def start(self, rows: int, positions: int) -> "Memory.Rows":
+    def start(self, rows: int, positions: int) -> Memory.Rows:
         return Memory.Rows()
 
     class Rows:
-        def select(self, rows: Tensor) -> "Memory.Rows":
+        def select(self, rows: Tensor) -> Memory.Rows:
             return self
 
     def advance(self, embeddings_BSD: Tensor, context: object, new_B: Tensor) -> Tensor:
@@ -155,11 +155,22 @@ def test_a_loop_is_stopped_and_not_told_twice() -> None:
     story = generate(model, "Ants ran.")  # type: ignore[arg-type]
     assert (story.sentences, story.stopped_by) == (["Ants ran.", "Bees hummed."], "loop")
     on = generate(model, "Ants ran.", stop_on_loop=False, max_sentences=5)  # type: ignore[arg-type]
-    assert (on.sentences, on.stopped_by) == (["Ants ran.", "Bees hummed.", "Ants ran.", "Bees hummed.", "Ants ran."], "max_sentences")
+    assert (on.sentences, on.stopped_by) == (
+        ["Ants ran.", "Bees hummed.", "Ants ran.", "Bees hummed.", "Ants ran."],
+        "max_sentences",
+    )
 
 
 def test_a_batch_tells_what_each_prompt_tells_alone_and_shrinks() -> None:
-    model = Memory({"Ants ran.": "Bees hummed.", "Bees hummed.": "Cats slept.", "Cats slept.": END_OF_SEQUENCE, "Foxes sang.": END_OF_SEQUENCE, "Yaks yawned.": "Foxes sang."})
+    model = Memory(
+        {
+            "Ants ran.": "Bees hummed.",
+            "Bees hummed.": "Cats slept.",
+            "Cats slept.": END_OF_SEQUENCE,
+            "Foxes sang.": END_OF_SEQUENCE,
+            "Yaks yawned.": "Foxes sang.",
+        }
+    )
     prompts = ["Ants ran.", "Foxes sang.", "Ants ran. Bees hummed.", "Yaks yawned."]
     together = generate(model, prompts)  # type: ignore[arg-type]
     assert model.calls == [4, 3, 1]

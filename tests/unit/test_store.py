@@ -19,7 +19,13 @@ from sonarkit.store.batches import DocumentBatches
 from sonarkit.store.reader import Document, Store
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
-TEXTS = ["The fox ran home. Mia slept.", "Tom found a map.", "The fox ran home. They laughed! Why?", "Night fell.", "He sang. She sang."]
+TEXTS = [
+    "The fox ran home. Mia slept.",
+    "Tom found a map.",
+    "The fox ran home. They laughed! Why?",
+    "Night fell.",
+    "He sang. She sang.",
+]
 
 
 @pytest.fixture
@@ -133,10 +139,15 @@ def test_damage_is_found_and_named_and_mended_by_encoding_again(corpus: str, son
     with pytest.raises(FileNotFoundError, match="shard-00001.arrow is missing"):
         Store(folder)
     (folder / "shard-00001.json").unlink()
-    assert [make(corpus, folder, sonar)[i].texts for i in (2, 3)] == [["The fox ran home.", "They laughed!", "Why?"], ["Night fell."]]
+    assert [make(corpus, folder, sonar)[i].texts for i in (2, 3)] == [
+        ["The fox ran home.", "They laughed!", "Why?"],
+        ["Night fell."],
+    ]
 
 
-def test_a_full_disk_is_told_and_keeps_what_was_there(corpus: str, sonar: Sonar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_and_keeps_what_was_there(
+    corpus: str, sonar: Sonar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
