@@ -15,18 +15,25 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import warnings  # noqa: E402
 from typing import Annotated, Any  # noqa: E402
 
 import tyro  # noqa: E402
 
-from sonarkit.codec.pipeline import Sonar  # noqa: E402
+from sonarkit.codec.pipeline import Sonar, TruncationWarning  # noqa: E402
 from sonarkit.core.distributed import World, print0, start, stop  # noqa: E402
-from sonarkit.core.errors import UserErrors  # noqa: E402
+from sonarkit.core.errors import user_errors  # noqa: E402
 from sonarkit.models.rollout import END_OF_SEQUENCE  # noqa: E402
 from sonarkit.store.build import Coder, StoreStamp, build  # noqa: E402
 from sonarkit.text.corpora import open_corpus  # noqa: E402
 from sonarkit.text.languages import check_language  # noqa: E402
 from sonarkit.text.sentences import segmenter_name, split_sentences  # noqa: E402
+
+
+def main(arguments: list[str] | None = None) -> None:
+    with user_errors():
+        markers = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone)
+        tyro.cli(encode_corpus, prog="encode.py", description=__doc__, args=arguments, config=markers)
 
 
 def encode_corpus(
@@ -52,27 +59,18 @@ def encode_corpus(
         documents_per_shard: Documents in a file of the store, the unit of work of a rank.
         batch_tokens: Tokens encoded at once.
     """
-    with UserErrors():
-        world = start()
-        try:
-            manifest = encode_into(
-                corpus,
-                store,
-                Sonar.from_pretrained(codec, device=world.device),
-                world,
-                lang,
-                column,
-                limit,
-                documents_per_shard,
-                batch_tokens,
-            )
-        finally:
-            stop()
-        dropped = ", ".join(f"{count} {why}" for why, count in manifest["dropped"].items()) or "none"
-        print0(
-            world,
-            f"{store}: {manifest['documents']} documents, {manifest['sentences']} sentences, {manifest['tokens']} tokens; dropped: {dropped}",
-        )
+    world = start()
+    try:
+        sonar = Sonar.from_pretrained(codec, device=world.device)
+        manifest = encode_into(corpus, store, sonar, world, lang, column, limit, documents_per_shard, batch_tokens)
+    finally:
+        stop()
+    dropped = ", ".join(f"{count} {why}" for why, count in manifest["dropped"].items()) or "none"
+    counts = ", ".join(f"{manifest[what]} {what}" for what in ("documents", "sentences", "tokens"))
+    print0(world, f"{store}: {counts}; documents dropped: {dropped}")
+    if manifest["cut"] and world.rank == 0:
+        share = f"{manifest['cut']} of {manifest['sentences']} sentences"
+        warnings.warn(f"{share} were longer than {max_pieces(sonar)} tokens and were cut", TruncationWarning, stacklevel=1)
 
 
 def encode_into(
@@ -86,14 +84,29 @@ def encode_into(
     documents_per_shard: int = 512,
     batch_tokens: int = 4096,
 ) -> dict[str, Any]:
-    """Build (this rank's share of) a store with a codec that is already loaded. Returns the manifest."""
+    """Build (this rank's share of) a store with a codec that is already loaded. Returns the manifest.
+
+    Sentences beyond the codec's maximum are cut; the manifest counts them under `cut`. Raises what `open_corpus` and
+    `build` raise, and UnknownLanguageError.
+    """
+    if min(documents_per_shard, batch_tokens) < 1:
+        raise ValueError(f"documents_per_shard and batch_tokens must be at least 1, got {documents_per_shard} and {batch_tokens}")
     check_language(lang, sonar.languages)
     name = f"{corpus} column={column} limit={limit}"
     stamp = StoreStamp(name, lang, segmenter_name(lang), sonar.name, sonar.fingerprint(), sonar.config.width, documents_per_shard)
-    coder = Coder(lambda texts: sonar.encode(texts, lang, batch_tokens=batch_tokens), sonar.tokenizer.pieces_batch)
+    coder = Coder(
+        lambda texts: sonar.encode(texts, lang, batch_tokens=batch_tokens), sonar.tokenizer.pieces_batch, max_pieces(sonar)
+    )
     documents = open_corpus(corpus, column=column, lang=lang, limit=limit)
-    return build(documents, store, stamp, coder, lambda text: split_sentences(text, lang), END_OF_SEQUENCE, world)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # a line per batch; the manifest has their number
+        return build(documents, store, stamp, coder, lambda text: split_sentences(text, lang), END_OF_SEQUENCE, world)
+
+
+def max_pieces(sonar: Sonar) -> int:
+    """Pieces of a sentence that the codec reads, its language token and `</s>` aside."""
+    return sonar.config.max_tokens - 2
 
 
 if __name__ == "__main__":
-    tyro.cli(encode_corpus)
+    main()

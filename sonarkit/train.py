@@ -22,7 +22,7 @@ import tyro  # noqa: E402
 from sonarkit import recipes  # noqa: E402
 from sonarkit.codec.pipeline import Sonar  # noqa: E402
 from sonarkit.core.distributed import World, barrier, print0, start, stop  # noqa: E402
-from sonarkit.core.errors import UserErrors  # noqa: E402
+from sonarkit.core.errors import user_errors  # noqa: E402
 from sonarkit.evaluation.codec import codec_report  # noqa: E402
 from sonarkit.evaluation.stories import story_report  # noqa: E402
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig  # noqa: E402
@@ -38,7 +38,7 @@ from sonarkit.training.loop import train  # noqa: E402
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    with UserErrors():
+    with user_errors():
         run = parse(arguments)
         world = start()
         try:

@@ -1,29 +1,58 @@
-"""User errors end a command with one sentence, not with a traceback."""
+"""User errors end a command with one line, not with a traceback."""
 
 from __future__ import annotations
 
 import os
 import sys
-from types import TracebackType
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-class UserErrors:
-    """`with UserErrors(): ...` around a command: what the user can mend is printed, and the exit status is 2.
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """`with user_errors(): ...` around a command: what the user can mend is one line on stderr, and the exit status is 2.
 
-    ValueError and OSError are the user's; everything else is ours and keeps its traceback. SONARKIT_DEBUG=1
-    shows the traceback always.
+    ValueError, OSError (a full disk, also under standard output) and FloatingPointError (training diverged) are the
+    user's; everything else is ours and keeps its traceback. SONARKIT_DEBUG=1 shows the traceback always. Warnings
+    become one line each. A pipe that its reader closed ends the command with status 0, Ctrl-C with 130.
     """
-
-    def __enter__(self) -> UserErrors:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, BrokenPipeError):  # `sonarkit ... | head` closed the pipe: nothing is wrong
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn_in_one_line
+        try:
+            yield
+            sys.stdout.flush()  # here, where a full disk is still an error of the command
+        except BrokenPipeError:  # `sonarkit ... | head`: nothing is wrong
+            _discard_output()
             raise SystemExit(0) from None
-        if isinstance(error, ValueError | OSError | FloatingPointError) and not os.environ.get("SONARKIT_DEBUG"):
-            sys.stdout.flush()
-            print(f"sonarkit: {error}", file=sys.stderr)
+        except (ValueError, OSError, FloatingPointError) as error:
+            if os.environ.get("SONARKIT_DEBUG"):
+                raise
+            try:
+                sys.stdout.flush()  # what was told so far comes before the error
+            except OSError:
+                _discard_output()
+            print(f"{_speaker()}: {_in_one_line(error)}", file=sys.stderr)
             raise SystemExit(2) from None
-        if isinstance(error, KeyboardInterrupt):
+        except KeyboardInterrupt:
             raise SystemExit(130) from None
+
+
+def _discard_output() -> None:
+    """Give standard output a place where the interpreter's last flush cannot fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _speaker() -> str:
+    """Who is at fault: under torchrun the rank matters."""
+    return "sonarkit" if int(os.environ.get("WORLD_SIZE", 1)) == 1 else f"sonarkit (rank {os.environ.get('RANK')})"
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:  # else "[Errno 2] No such file or directory: 'x.npy'"
+        return ": ".join(map(str, filter(None, (error.filename, error.strerror))))
+    return " ".join(str(error).split())
+
+
+def _warn_in_one_line(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"{_speaker()}: note: {' '.join(str(message).split())}", file=sys.stderr)

@@ -49,10 +49,14 @@ class StoreStamp:
 
 @dataclass(frozen=True)
 class Coder:
-    """What the store needs of a codec: `encode` sentences to (n, D) vectors, `pieces` to token ids without specials."""
+    """What the store needs of a codec: `encode` sentences to (n, D) vectors, `pieces` to token ids without specials.
+
+    Its encoder reads the first `max_pieces` pieces of a sentence; the store keeps as many, and counts what was cut.
+    """
 
     encode: Callable[[list[str]], Tensor]
     pieces: Callable[[list[str]], list[list[int]]]
+    max_pieces: int | None = None
 
 
 def build(
@@ -102,7 +106,7 @@ def _claim(folder: Path, stamp: StoreStamp) -> None:
             raise ValueError(
                 f"{folder} holds a store made otherwise ({'; '.join(differences)}); choose another folder or delete it"
             )
-    elif any(folder.iterdir()) and not list(folder.glob("stamp.json.*")):
+    elif any(folder.iterdir()) and not list(folder.glob("stamp.json*")):  # another rank may be claiming it
         raise ValueError(f"{folder} is not empty and holds no embedding store; choose an empty folder")
     else:
         write_atomically(path, json.dumps(wanted, indent=1).encode())
@@ -122,6 +126,7 @@ def _write_shard(folder: Path, shard: int, texts: list[Text], coder: Coder, spli
         "sentences": 0,
         "tokens": 0,
         "bytes": 0,
+        "cut": 0,
         "sha256": "",
         "dropped": dropped,
     }
@@ -131,7 +136,8 @@ def _write_shard(folder: Path, shard: int, texts: list[Text], coder: Coder, spli
         place = {sentence: i for i, sentence in enumerate(unique)}
         vectors = coder.encode(unique).cpu().numpy().astype(np.float16)[[place[s] for s in flat]]
         pieces = coder.pieces(unique)
-        tokens = [pieces[place[s]] for s in flat]
+        whole = [pieces[place[s]] for s in flat]
+        tokens = [ids[: coder.max_pieces] for ids in whole]
         data = arrow_bytes(vectors, tokens, flat, [len(parts) for _, parts in kept], [text.source for text, _ in kept])
         file = f"shard-{shard:05d}.arrow"
         write_atomically(folder / file, data)
@@ -140,6 +146,7 @@ def _write_shard(folder: Path, shard: int, texts: list[Text], coder: Coder, spli
             "sentences": len(flat),
             "tokens": sum(map(len, tokens)),
             "bytes": sum(len(s.encode()) for s in flat),
+            "cut": sum(len(short) < len(ids) for short, ids in zip(tokens, whole)),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
     write_atomically(_note(folder, shard), json.dumps(note).encode())
@@ -177,7 +184,7 @@ def _write_manifest(folder: Path, stamp: StoreStamp, coder: Coder, end_text: str
         "tokens": coder.pieces([end_text])[0],
         "vector": coder.encode([end_text])[0].cpu().numpy().astype(np.float16).tolist(),
     }
-    totals = {key: sum(note[key] for note in written) for key in ("documents", "sentences", "tokens", "bytes")}
+    totals = {key: sum(note[key] for note in written) for key in ("documents", "sentences", "tokens", "bytes", "cut")}
     manifest = {
         "format": FORMAT,
         **asdict(stamp),

@@ -98,7 +98,7 @@ def check_plot(grammar: Grammar, plot: Plot, problems: Counter[str]) -> list[Sto
         try:
             plan = draw_plan(grammar, plot, rng)
         except GrammarError as error:
-            problems[str(error)] += 1
+            problems[str(error).partition(" So far:")[0]] += 1
             continue
         problems.update(plan_faults(plan))
         told.append(story_of(grammar, plan, rng))
@@ -129,24 +129,28 @@ def check(themes: tuple[str, ...] | None, count: int) -> int:
         if len(event.say) < MIN_VARIANTS
     )
     used = {event.name for plot in grammar.plots.values() for step in plot.steps for event, _ in step.alternatives}
-    told = [story for plot in grammar.plots.values() for story in check_plot(grammar, plot, problems)]
+    by_plot = {plot.name: check_plot(grammar, plot, problems) for plot in grammar.plots.values()}
+    sound = [name for name, found in by_plot.items() if len(found) == PLANS_PER_PLOT]
+    told = [story for found in by_plot.values() for story in found]
     happened = {event["event"] for story in told for event in story.events}
     notes.update(f"event {name} never happened in {PLANS_PER_PLOT} plans of each plot" for name in sorted(used - happened))
     for note in notes:
         print(f"note: {note}")
     for problem, times in problems.most_common():
         print(f"{problem} ({times} times)" if times > 1 else problem)
-    if not told:
-        print("No plot could be planned.")
+    if not sound:
+        print("No plot can be planned without fault, so there is nothing to count.")
         return 1
 
     began = time.perf_counter()
-    told = list(stories(count, grammar=grammar))
+    told = list(stories(count, grammar=grammar, plots=sound))
     seconds = time.perf_counter() - began
     variants = sum(len(event.say) for event in grammar.events.values())
     lengths = [len(story.events) for story in told]
-    print(f"{len(grammar.plots)} plots, {len(grammar.events)} events ({len(used)} used in plots), {variants} variants")
-    print(f"{count} stories at {count / seconds:.0f} a second, of {min(lengths)} to {max(lengths)} sentences")
+    print(f"{len(grammar.plots)} plots ({len(sound)} sound), {len(grammar.events)} events ({len(used)} used)")
+    print(
+        f"{variants} variants; {count} stories at {count / seconds:.0f} a second, of {min(lengths)} to {max(lengths)} sentences"
+    )
     for code in CODES.values():
         sentences = [sentence for story in told for sentence in story.sentences[code]]
         words = sum(len(sentence.split()) for sentence in sentences) / len(sentences)

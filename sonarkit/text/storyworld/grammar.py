@@ -19,8 +19,8 @@ its noun; in German `predicative/stem`, with `!` never inflected. Slots, for rol
     {p.at} {p.to} {p.from}     the place's phrases
     {@when} {@feeling_up h}    a fixed phrase of that class; in the form for h's sex
 
-Facts are `predicate role role`; in `pre` also `not FACT`, in `pre` and `del` also `*` for anything. A step of a plot is
-`event role role`, alternatives are divided by `|`, a last ` ?` makes it optional.
+Facts are `predicate role role`; `met` and `friends` hold both ways; in `pre` also `not FACT`, in `pre` and `del` also `*`
+for anything. A step of a plot is `event role role`; alternatives are divided by `|`; a last ` ?` makes it optional.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from sonarkit.text.storyworld.grammar import (
 )
 
 OPTIONAL_STEP_PROBABILITY = 0.5
+MUTUAL = ("met", "friends")  # if h met f, then f met h
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,14 +133,21 @@ def _draw_name(names: tuple[str, ...], taken: set[str], rng: Random) -> str:
 
 
 def _ground(fact: Fact, roles: Mapping[str, str]) -> Fact:
-    return (fact[0], *(roles.get(word, word) for word in fact[1:]))
+    """The fact about the plot's roles; the arguments of mutual ones sorted, so that both directions are one fact."""
+    arguments = [roles.get(word, word) for word in fact[1:]]
+    return (fact[0], *(sorted(arguments) if fact[0] in MUTUAL else arguments))
 
 
 def _matching(pattern: Fact, state: set[Fact]) -> list[Fact]:
     """The facts that equal the pattern, `*` standing for anything."""
     if "*" not in pattern:
         return [pattern] if pattern in state else []
-    return [fact for fact in state if len(fact) == len(pattern) and all(p in ("*", f) for p, f in zip(pattern, fact))]
+    forms = [pattern, (pattern[0], *reversed(pattern[1:]))] if pattern[0] in MUTUAL else [pattern]
+    return [fact for fact in state if any(_equals(form, fact) for form in forms)]
+
+
+def _equals(pattern: Fact, fact: Fact) -> bool:
+    return len(fact) == len(pattern) and all(p in ("*", f) for p, f in zip(pattern, fact))
 
 
 def _unmet(conditions: tuple[Condition, ...], roles: Mapping[str, str], state: set[Fact]) -> Condition | None:
@@ -154,7 +162,7 @@ def _shown(condition: Condition, roles: Mapping[str, str]) -> str:
 
 
 def _run(plot: Plot, rng: Random) -> tuple[Beat, ...]:
-    state = set(plot.start)
+    state = {_ground(fact, {}) for fact in plot.start}
     beats = []
     for step in plot.steps:
         if step.optional and rng.random() >= OPTIONAL_STEP_PROBABILITY:

@@ -1,0 +1,77 @@
+"""Every notebook runs from its first cell to its last in a fresh kernel, and follows the house's frame."""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SECONDS = 180
+CELL_LINES, FUNCTION_LINES = 15, 5
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_there_are_notebooks_numbered_from_zero() -> None:
+    numbers = [int(path.name[:2]) for path in NOTEBOOKS]
+    assert len(numbers) >= 2 and numbers == list(range(len(numbers)))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its own folder, with the package of this clone, and with whatever would reach for the network switched off."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    notebook = read(path)
+    client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}})
+    client.create_kernel_manager()
+    client.km.transport = "ipc"  # no TCP port on a machine that is not ours alone
+    client.execute()
+    warned = [output.text for cell in code_cells(notebook) for output in cell.outputs if output.get("name") == "stderr"]
+    assert not warned, "a notebook shows its reader no warnings"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_stored_without_outputs(path: Path) -> None:
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3" and "widgets" not in notebook.metadata
+    assert [cell.id for cell in notebook.cells] == [f"cell-{i:02}" for i in range(1, len(notebook.cells) + 1)]
+    assert all(cell.execution_count is None and not cell.outputs for cell in code_cells(notebook))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_follows_the_frame(path: Path) -> None:
+    """A question and how long it takes; imports; parameters; text before code; and at the end what was seen."""
+    cells = read(path).cells
+    first, last = cells[0], cells[-1]
+    assert first.cell_type == last.cell_type == "markdown"
+    assert first.source.startswith("# ") and "?" in first.source and "Takes about" in first.source
+    assert all(part in last.source for part in ("What we saw", "surprised us", "Where the code lives", "Next."))
+    assert all("import" in line or not line for line in cells[1].source.splitlines())
+    assert all(before.cell_type == "markdown" for before, cell in zip(cells, cells[1:]) if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short_and_claims_asserted(path: Path) -> None:
+    """What is longer belongs into the library, where it is tested."""
+    sources = [cell.source for cell in code_cells(read(path))]
+    assert max(len(source.splitlines()) for source in sources) <= CELL_LINES
+    functions = [n for source in sources for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
+    too_long = [f.name for f in functions if (f.end_lineno or f.lineno) - f.lineno >= FUNCTION_LINES]
+    assert not too_long, f"move to the library: {', '.join(too_long)}"
+    assert sum("assert" in source for source in sources) >= len(sources) // 2
