@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from sonarkit.core.errors import UserErrors
+from sonarkit.core.errors import user_errors
 from sonarkit.core.paths import notebooks_folder
 
 EXAMPLES = """examples:
@@ -23,9 +26,10 @@ EXAMPLES = """examples:
   sonarkit story --output-lang fra_Latn "One day, Tom found an old key."
   echo "One day, Tom found an old key." | sonarkit story --json
   sonarkit translate --source-lang eng_Latn --target-lang deu_Latn "A fox ran home."
-  sonarkit encode stories.txt --out vectors.npy
+  sonarkit encode sentences.txt --out vectors.npy
   sonarkit decode vectors.npy --lang spa_Latn
   sonarkit lab
+
 Languages are FLORES-200 codes; the shipped mini model speaks eng_Latn, fra_Latn, deu_Latn and spa_Latn.
 `sonarkit COMMAND --help` tells the options of a command."""
 
@@ -34,7 +38,6 @@ Texts = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 def main() -> None:
     """Entry of the console script."""
-    warnings.showwarning = _warn_in_one_line  # type: ignore[assignment]
     commands: dict[str, Callable[..., None]] = {
         "story": story,
         "encode": encode,
@@ -42,22 +45,26 @@ def main() -> None:
         "translate": translate,
         "lab": lab,
     }
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__ + "\n\n" + EXAMPLES)
-        return
-    if sys.argv[1] == "--version":
-        from sonarkit import __version__
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stories have letters that not every locale can print
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    with user_errors():
+        if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+            print(__doc__ + "\n\n" + EXAMPLES)
+        elif sys.argv[1] == "--version":
+            from sonarkit import __version__
 
-        print(__version__)
-        return
-    with UserErrors():
-        if sys.argv[1] not in commands:
+            print(__version__)
+        elif sys.argv[1] in commands:
+            _run(commands[sys.argv[1]], sys.argv[1], sys.argv[2:])
+        else:
             raise ValueError(f"unknown command {sys.argv[1]!r}; the commands are {', '.join(commands)}. Try sonarkit --help")
-        tyro.cli(commands[sys.argv[1]], prog=f"sonarkit {sys.argv[1]}", args=sys.argv[2:])
 
 
-def _warn_in_one_line(message: Warning | str, *_: object) -> None:
-    print(f"sonarkit: note: {message}", file=sys.stderr)
+def _run(command: Callable[..., None], name: str, arguments: list[str]) -> None:
+    """Parse the arguments and call the command. Its help begins with its docstring, line breaks kept."""
+    description = inspect.cleandoc(command.__doc__ or "").split("\nArgs:")[0]
+    markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
+    tyro.cli(command, prog=f"sonarkit {name}", description=description, args=arguments, config=markers)
 
 
 def story(
@@ -80,10 +87,14 @@ def story(
 ) -> None:
     """Tell a story from its beginning, sentence by sentence as they are made.
 
-    sonarkit story "Once upon a time there was a little fox named Mia."
+    examples:
+      sonarkit story "Once upon a time there was a little fox named Mia."
+      sonarkit story --output-lang deu_Latn "One day, Tom found an old key."
+      sonarkit story --noise 0.2 --seed 7 beginning.txt
+      echo "One day, Tom found an old key." | sonarkit story --json
 
     Args:
-        prompt: The beginning, one or more sentences; a file's name; or - or nothing for standard input.
+        prompt: The beginning, one or more sentences; a file's name; or - or nothing for standard input
         model: "mini" or the folder of a trained SONAR-LLM.
         lang: Language of the beginning.
         output_lang: Language to tell the story in, if another.
@@ -97,25 +108,27 @@ def story(
         end_threshold: Cosine to the end vector above which the story is over.
         stop_on: Which vector that cosine is of.
         seed: For --sample and --noise.
-        json: One JSON object with sentences, what stopped it, and each step's numbers.
+        json: Print one JSON object with sentences, what stopped it, and each step's numbers.
     """
-    text = " ".join(_texts(prompt, lines=False))
+    text = " ".join(_texts(prompt))
     from sonarkit.codec.search import SearchConfig
     from sonarkit.models.rollout import RolloutConfig, collect, split_prompt, tell
     from sonarkit.models.sonar_llm import SonarLLM
+    from sonarkit.text.languages import check_language
 
-    llm = SonarLLM.from_pretrained(model)
+    head = split_prompt(text, lang)
     search = SearchConfig(beam_size, sample=sample, temperature=temperature, top_k=top_k, top_p=top_p)
     config = RolloutConfig(max_sentences, end_threshold, stop_on, noise=noise, search=search)
-    head = split_prompt(text, lang)
+    llm = SonarLLM.from_pretrained(model)
+    check_language(lang, llm.sonar.languages)  # before a word is told
     steps = []
     if not json:
         opening = llm.sonar.translate(head, lang, output_lang) if output_lang not in (None, lang) else head
-        print(" ".join(opening), flush=True)
+        _print_line(" ".join(opening))
     for step in tell(llm, [head], lang, config, output_lang=output_lang, seed=seed):
         steps.append(step)
         if not json and step.stopped_by in (None, "max_sentences"):
-            print(step.sentence, flush=True)
+            _print_line(step.sentence)
     if json:
         told = collect(llm.sonar, text, head, lang, steps, output_lang)
         _print_json(
@@ -137,19 +150,21 @@ def encode(
 ) -> None:
     """Sentences to vectors, one per line of the input.
 
-    sonarkit encode "A fox ran home." --json
-    sonarkit encode sentences.txt --out vectors.npy
+    examples:
+      sonarkit encode sentences.txt --out vectors.npy
+      sonarkit encode --json "A fox ran home." "The moon rose."
+      sonarkit encode --lang fra_Latn --json < phrases.txt
 
     Args:
         texts: Sentences, or a file with one a line; - or nothing for standard input.
         model: "mini" or the folder of a codec.
         lang: Their language.
         out: Write the vectors there, (n, D) float32 in NumPy's format.
-        json: One JSON object a sentence: {"text": ..., "embedding": [...]}.
+        json: Print one JSON object a sentence: {"text": ..., "embedding": [...]}.
     """
     if out is None and not json:
         raise ValueError("where should the vectors go? --out vectors.npy writes a file, --json prints them")
-    lines = _texts(texts)
+    lines = _lines(texts)
     from sonarkit.codec.pipeline import Sonar
 
     vectors = Sonar.from_pretrained(model).encode(lines, lang, progress=sys.stderr.isatty()).numpy()
@@ -171,15 +186,16 @@ def decode(
 ) -> None:
     """Vectors to sentences, one a line.
 
-    sonarkit decode vectors.npy --lang spa_Latn
-    sonarkit encode --json "A fox ran home." | sonarkit decode --lang fra_Latn
+    examples:
+      sonarkit decode vectors.npy --lang spa_Latn
+      sonarkit encode --json "A fox ran home." | sonarkit decode --lang fra_Latn
 
     Args:
         vectors: A .npy file of shape (n, D), or JSON lines with "embedding" (- or nothing for standard input).
         model: "mini" or the folder of a codec.
         lang: The language to decode into.
         beam_size: Beams; 1 is greedy.
-        json: One JSON object a vector: {"text": ..., "log_prob": ...}.
+        json: Print one JSON object a vector: {"text": ..., "log_prob": ...}.
     """
     array = _read_vectors(vectors)
     import torch
@@ -191,7 +207,7 @@ def decode(
     found = sonar.search(torch.from_numpy(array), lang, SearchConfig(beam_size), progress=sys.stderr.isatty())
     for best in (hypotheses[0] for hypotheses in found):
         text = sonar.tokenizer.decode(best.ids)
-        _print_json({"text": text, "log_prob": best.score}) if json else print(text)
+        _print_json({"text": text, "log_prob": best.score}) if json else _print_line(text)
 
 
 def translate(
@@ -205,8 +221,9 @@ def translate(
 ) -> None:
     """Translate sentences by encoding them in one language and decoding in another.
 
-    sonarkit translate --target-lang deu_Latn "A fox ran home."
-    sonarkit translate --source-lang fra_Latn --target-lang eng_Latn < phrases.txt
+    examples:
+      sonarkit translate --target-lang deu_Latn "A fox ran home."
+      sonarkit translate --source-lang fra_Latn --target-lang eng_Latn < phrases.txt
 
     Args:
         texts: Sentences, or a file with one a line; - or nothing for standard input.
@@ -214,34 +231,39 @@ def translate(
         target_lang: The language wanted.
         model: "mini" or the folder of a codec.
         beam_size: Beams; 1 is greedy.
-        json: One JSON object a sentence: {"source": ..., "text": ...}.
+        json: Print one JSON object a sentence: {"source": ..., "text": ...}.
     """
-    lines = _texts(texts)
+    lines = _lines(texts)
     from sonarkit.codec.pipeline import Sonar
 
     for source, text in zip(lines, Sonar.from_pretrained(model).translate(lines, source_lang, target_lang, beam_size=beam_size)):
-        _print_json({"source": source, "text": text}) if json else print(text)
+        _print_json({"source": source, "text": text}) if json else _print_line(text)
 
 
-def lab(folder: Path = Path("sonarkit-notebooks"), browser: bool = True) -> None:
+def lab(folder: Path = Path("sonarkit-notebooks"), no_browser: bool = False, allow_root: bool = False) -> None:
     """Open JupyterLab on a working copy of the notebooks.
 
-    sonarkit lab
+    examples:
+      sonarkit lab
+      sonarkit lab --folder ~/my-notebooks --no-browser
 
     Args:
         folder: Where the working copy lies; notebooks that are there already are kept.
-        browser: Open a browser window.
+        no_browser: Print the address instead of opening a browser window.
+        allow_root: Let JupyterLab run as root, as in a container; it refuses otherwise.
     """
+    folder = folder.expanduser()
     copied = copy_notebooks(notebooks_folder(), folder)
-    print(f"{folder}: {copied} notebooks copied, those that were there are kept", file=sys.stderr)
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        f"--ServerApp.root_dir={folder.resolve()}",
-        *([] if browser else ["--no-browser"]),
-    ]
-    raise SystemExit(subprocess.call(command))
+    print(f"{folder}: {copied} notebooks copied; those that were there are kept", file=sys.stderr)
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}"]
+    command += ["--no-browser"] * no_browser + ["--allow-root"] * allow_root
+    with subprocess.Popen(command) as server:
+        while server.poll() is None:
+            try:
+                server.wait()
+            except KeyboardInterrupt:  # JupyterLab got it too: it asks back, or stops its kernels and ends
+                continue
+    raise SystemExit(server.returncode)
 
 
 def copy_notebooks(source: Path, target: Path) -> int:
@@ -256,38 +278,62 @@ def copy_notebooks(source: Path, target: Path) -> int:
 # ---------------------------------------------------------------------- input and output
 
 
-def _texts(arguments: Sequence[str], lines: bool = True) -> list[str]:
-    """The texts a command works on: its arguments, the file they name, or standard input; a text per line."""
+def _texts(arguments: Sequence[str]) -> list[str]:
+    """The texts a command works on: its arguments, with a file's text for its name, or standard input."""
     if list(arguments) in ([], ["-"]):
         if sys.stdin.isatty():
             raise ValueError("no text: give it as an argument, name a file, or pipe it in")
-        text, source = sys.stdin.buffer.read(), "standard input"
-    elif len(arguments) == 1 and len(arguments[0]) < 4096 and "\0" not in arguments[0] and os.path.isfile(arguments[0]):
-        text, source = Path(arguments[0]).read_bytes(), arguments[0]
-    else:
-        return list(arguments)
-    decoded = []
-    for number, line in enumerate(text.splitlines(keepends=not lines), 1):
-        try:
-            decoded.append(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{source}:{number}: not valid UTF-8 (byte {line[error.start]:#04x}); convert it, such as with iconv"
-            ) from error
-    return [line for line in decoded if line.strip()] if lines else ["".join(decoded)]
+        return [_utf8(sys.stdin.buffer.read(), "standard input")]
+    return [
+        _utf8(Path(text).read_bytes(), text)
+        if _names_a_file(text)
+        else _utf8(text.encode("utf-8", "surrogateescape"), "argument")  # what the shell passed, byte for byte
+        for text in arguments
+    ]
+
+
+def _lines(arguments: Sequence[str]) -> list[str]:
+    """The texts of `_texts`, one a line; blank lines are left out and counted aloud."""
+    lines = [line.rstrip("\n") for text in _texts(arguments) for line in io.StringIO(text or "\n", newline=None)]
+    kept = [line for line in lines if line.strip()]
+    if not kept:
+        raise ValueError("there is no text to work on: every line is blank")
+    if len(kept) < len(lines):
+        warnings.warn(f"{len(lines) - len(kept)} blank lines were left out", stacklevel=1)
+    return kept
+
+
+def _names_a_file(text: str) -> bool:
+    if len(text) < 4096 and os.path.isfile(text):
+        return True
+    if re.fullmatch(r"\S+\.(txt|md|jsonl?|csv|tsv|npy)", text):
+        raise ValueError(f"no file {text!r} here; name one that is there, or give the text itself")
+    return False
+
+
+def _utf8(data: bytes, source: str) -> str:
+    """Bytes as text, without a byte order mark; ValueError names the line that is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+        raise ValueError(f"{source}:{line}: not valid UTF-8 (byte {byte:#04x}); convert it, such as with iconv") from error
 
 
 def _read_vectors(name: str) -> np.ndarray:
     if name.endswith(".npy"):
         try:
-            array = np.load(name, allow_pickle=False)
+            array = np.lib.format.read_array(io.BytesIO(Path(name).read_bytes()), allow_pickle=False)
         except ValueError as error:
-            raise ValueError(f"{name} is no whole .npy file of numbers ({error})") from error
+            raise ValueError(f"{name} is no whole .npy file of numbers ({error}); write it again") from error
     else:
+        lines = _lines([name])
         try:
-            array = np.array([json.loads(line)["embedding"] for line in _texts([name])])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'expected a .npy file or JSON lines with an "embedding" of one width each ({error})') from error
+            array = np.array([json.loads(line)["embedding"] for line in lines])
+        except (KeyError, TypeError, ValueError) as error:  # JSON's errors are ValueErrors
+            raise ValueError(
+                f'{name}: expected a .npy file, or JSON lines with an "embedding" of the same width each ({error!r})'
+            ) from error
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise ValueError(f"{name}: expected numbers of shape (n, D), got shape {array.shape} and type {array.dtype}")
     return array.astype(np.float32)
@@ -301,6 +347,11 @@ def _save_npy(path: Path, array: np.ndarray) -> None:
             np.save(file, array)
 
     write_atomically(path, write)
+
+
+def _print_line(text: str) -> None:
+    """One text, one line: byte pieces could spell a line end."""
+    print(" ".join(text.split()), flush=True)
 
 
 def _print_json(value: object) -> None:

@@ -26,8 +26,9 @@ class CodecRun:
     """
 
     train: TrainConfig
+    init: str = ""  # a codec to go on from, weights and tokenizer; "" begins with random weights
     bitext: tuple[Path, ...] = ()
-    bitext_share: float = 0.3
+    bitext_share: float = 0.15
     stories: int = 20_000
     pieces: int = 8000
     width: int = 256
@@ -37,7 +38,7 @@ class CodecRun:
     ffn: int = 1024
     dropout: float = 0.0
     codec_max_tokens: int = 128
-    pairs_per_step: int = 128
+    pairs_per_step: int = 48
     micro_pairs: int = 256
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
@@ -72,10 +73,10 @@ class SonarLLMRun:
 
 def codec_mini() -> CodecRun:
     """The shipped codec: D = 256, two CPU cores."""
-    optimizer = OptimizerConfig(lr=2e-3, warmup_steps=400, schedule="cosine", min_lr_ratio=0.02)
+    optimizer = OptimizerConfig(lr=2e-3, warmup_steps=300, schedule="cosine", min_lr_ratio=0.02)
     return CodecRun(
         TrainConfig(Path("runs/codec-mini"), steps=7000, precision="bfloat16", log_every=50, save_every=250, optimizer=optimizer),
-        objective=ObjectiveConfig(dae_weight=0.1, noise_ratio=0.2, dae_share=0.25),
+        objective=ObjectiveConfig(dae_weight=0.1, noise_ratio=0.1, dae_share=0.125),
     )
 
 

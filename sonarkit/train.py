@@ -96,9 +96,12 @@ def train_codec(run: CodecRun, world: World) -> dict[str, float]:
     for path in run.bitext:
         pairs = [row for row in read_aligned(path) if not held_out(row.get("eng_Latn", ""))]
         sources.append(Source(path.name, pairs, run.bitext_share / len(run.bitext)))
-    tokenizer = _tokenizer(run, sources, world)
     torch.manual_seed(run.train.seed)
-    sonar = Sonar(run.codec_config(tokenizer.size), tokenizer)
+    if run.init:
+        sonar = Sonar.from_pretrained(run.init)
+    else:
+        tokenizer = _tokenizer(run, sources, world)
+        sonar = Sonar(run.codec_config(tokenizer.size), tokenizer)
     print0(
         world,
         f"{sum(p.numel() for p in sonar.parameters()) / 1e6:.1f}M parameters, "

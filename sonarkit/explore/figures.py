@@ -42,9 +42,9 @@ def vector_barcodes(vectors_ND: Array, texts: Sequence[str], components: int = 1
         hovertemplate="%{customdata}<br>component %{x}: %{z:.3f}<extra></extra>",
         colorbar={"title": "value", "thickness": 12},
     )
-    figure = _figure([bars], height=110 + 30 * len(texts))
+    figure = _figure([bars], height=130 + 30 * len(texts))
     _label_axis(figure, "y", texts)
-    return figure.update_xaxes(title="component of the vector", showgrid=False)
+    return figure.update_xaxes(title="component of the vector", showgrid=False).update_layout(margin_t=30)
 
 
 def similarity_heatmap(
@@ -66,7 +66,7 @@ def similarity_heatmap(
         colorbar={"title": "cosine", "thickness": 12},
         texttemplate="%{z:.2f}" if similarities.size <= 150 else None,
     )
-    figure = _figure([cells], title, height=240 + 30 * len(similarities))
+    figure = _figure([cells], title, height=280 + 30 * len(similarities))
     _label_axis(figure, "y", row_texts)
     _label_axis(figure, "x", column_texts)
     return figure.update_xaxes(tickangle=-35)
@@ -89,7 +89,7 @@ def sentence_map(points_N2: Array, texts: Sequence[str], groups: Sequence[str], 
             mode="markers",
             name=_escape(group),
             text=[_hover(texts[n]) for n in members],
-            marker={"size": 9, "opacity": 0.8} | _look(i),
+            marker={"size": 9, "opacity": 0.9} | _look(i),
             hovertemplate="%{text}<extra>%{fullData.name}</extra>",
         )
     return _as_plane(figure)
@@ -194,12 +194,13 @@ def _figure(traces: Sequence[go.Heatmap], title: str = "", height: int = 420) ->
         title=_escape(title),
         height=height,
         autosize=True,
-        margin={"l": 10, "r": 10, "t": 50 if title else 20, "b": 10},
+        margin={"l": 10, "r": 10, "t": 90 if title else 60, "b": 10},
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
         font={"color": INK, "size": 13},
         hoverlabel={"align": "left", "font": {"size": 13}},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0.0},
+        modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": INK},
     )
     axis = {"gridcolor": GRID, "zerolinecolor": GRID, "automargin": True}
     return figure.update_xaxes(axis).update_yaxes(axis)

@@ -11,7 +11,12 @@ import torch
 
 from sonarkit.explore import figures
 
-SENTENCES = ["The fox ran home.", "The fox ran home.", "It cost $5 & he had $3 <b>left</b>.", "A long one, " + "and on " * 20 + "it went."]
+SENTENCES = [
+    "The fox ran home.",
+    "The fox ran home.",
+    "It cost $5 & he had $3 <b>left</b>.",
+    "A long one, " + "and on " * 20 + "it went.",
+]
 POINTS = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0], [3.0, -1.0]])
 
 

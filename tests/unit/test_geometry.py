@@ -25,10 +25,10 @@ def test_cosines_are_those_of_torch_and_lie_between_minus_one_and_one(x_ND: np.n
 
 
 def test_arrays_and_tensors_of_any_precision_give_the_same(x_ND: np.ndarray) -> None:
-    exact = x_ND.astype(np.float16)
-    tensor = torch.tensor(exact).requires_grad_()
-    np.testing.assert_array_equal(cosine_similarities(exact, exact), cosine_similarities(tensor, tensor.bfloat16().half() * 0 + tensor))
-    assert as_matrix(tensor).dtype == np.float64
+    half = x_ND.astype(np.float16)
+    tensor = torch.tensor(half).requires_grad_()  # as a model returns it
+    np.testing.assert_array_equal(cosine_similarities(half, half), cosine_similarities(tensor, tensor))
+    assert as_matrix(tensor.bfloat16()).dtype == np.float64  # NumPy has no bfloat16
 
 
 def test_paired_cosines_are_the_diagonal_and_one_row_serves_all(x_ND: np.ndarray) -> None:

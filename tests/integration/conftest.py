@@ -1,0 +1,56 @@
+"""A tiny codec and a tiny SONAR-LLM with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.pipeline import Sonar
+from sonarkit.models.backbone import BackboneConfig
+from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig
+from sonarkit.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_codec(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Saves a codec of random weights, of another seed a codec that speaks another space."""
+
+    def make(seed: int) -> Path:
+        torch.manual_seed(seed)
+        config = CodecConfig(
+            tokenizer.languages,
+            tokenizer.size,
+            width=32,
+            encoder_layers=1,
+            decoder_layers=1,
+            heads=4,
+            ffn=64,
+            dropout=0.0,
+            max_tokens=48,
+        )
+        folder = tmp_path_factory.mktemp(f"codec-{seed}")
+        Sonar(config, tokenizer).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def codec(make_codec: Callable[[int], Path]) -> Path:
+    """The folder of a tiny codec; sentences above 46 tokens are cut."""
+    return make_codec(0)
+
+
+@pytest.fixture(scope="session")
+def llm(codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny SONAR-LLM over that codec."""
+    sonar = Sonar.from_pretrained(codec)
+    torch.manual_seed(0)
+    backbone = BackboneConfig(hidden=32, ffn=64, layers=1, heads=2, head_dim=16)
+    folder = tmp_path_factory.mktemp("sonar-llm")
+    SonarLLM(SonarLLMConfig(backbone, sonar.config.width, str(codec), sonar.fingerprint()), sonar).save_pretrained(folder)
+    return folder

@@ -1,0 +1,273 @@
+"""The command line, as a user meets it: help, texts from everywhere, pipes, and what it says to bad input."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import resource
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import Finished, assert_refused, run, start
+
+from sonarkit import cli
+
+CLI = ["-m", "sonarkit.cli"]
+FOX = "Once upon a time there was a little fox named Mia."
+
+
+@pytest.fixture
+def sonarkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs the command in this process: `sonarkit("decode", "x.npy", stdin=b"...")`."""
+
+    def command(*arguments: object, stdin: bytes = b"") -> Finished:
+        monkeypatch.setattr(sys, "argv", ["sonarkit", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as ending:
+            status = int(ending.code or 0)
+        captured = capsys.readouterr()
+        return Finished(list(arguments), status, captured.out, captured.err)
+
+    return command
+
+
+# ---------------------------------------------------------------------- help
+
+
+def test_the_help_teaches_by_example(sonarkit) -> None:
+    overview = sonarkit("--help").stdout
+    assert sonarkit().stdout == overview
+    for command in ("story", "encode", "decode", "translate", "lab"):
+        found = sonarkit(command, "--help")
+        assert found.returncode == 0 and f"  sonarkit {command}" in overview
+        examples = [line for line in found.stdout.splitlines() if line.startswith("  sonarkit ")]
+        assert len(examples) >= 2, found.stdout  # a line each
+        assert "Args:" not in found.stdout
+
+
+def test_the_examples_in_the_help_are_understood() -> None:
+    lines = [line.strip() for line in cli.EXAMPLES.splitlines() if line.startswith("  ")]
+    commands = {name: getattr(cli, name) for name in ("story", "encode", "decode", "translate", "lab")}
+    for command in commands.values():
+        lines += [line.strip() for line in inspect.getdoc(command).splitlines() if line.startswith("  sonarkit")]
+    for line in lines:
+        for part in (p.strip() for p in line.split("|") if "sonarkit" in p):
+            name, *arguments = shlex.split(part.split(" <")[0])[1:]
+            with pytest.raises(SystemExit) as ending:  # --help last: everything before it was parsed
+                cli._run(commands[name], name, [*arguments, "--help"])
+            assert ending.value.code == 0, part
+
+
+def test_wrong_arguments_are_told_shortly(sonarkit) -> None:
+    assert_refused(sonarkit("stroy", FOX), "unknown command 'stroy'", "story, encode")
+    found = sonarkit("story", "--beam-siz", "3", FOX)
+    assert found.returncode == 2 and "--beam-size" in found.stderr and len(found.stderr.splitlines()) < 12
+    assert "Traceback" not in found.stderr
+
+
+# ---------------------------------------------------------------------- the real thing, in processes of its own
+
+
+def test_a_story_is_told_sentence_by_sentence(llm: Path) -> None:
+    process = start([*CLI, "story", FOX, "--model", llm, "--max-sentences", 4, "--sample"])
+    assert process.stdout is not None
+    assert process.stdout.readline() == FOX + "\n"  # while the rest is not yet known
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and len(out.splitlines()) == 3 and not err
+
+
+def test_encode_and_decode_are_one_pipe(codec: Path, llm: Path, tmp_path: Path) -> None:
+    lines = ["A fox ran home.", "Le renard rentra.", "السلام عليكم 🦊"]
+    (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    piped = run([*CLI, "encode", "--json", "--model", codec], stdin="\n".join(lines))
+    assert piped.returncode == 0 and not piped.stderr
+    rows = [json.loads(line) for line in piped.stdout.splitlines()]
+    assert [row["text"] for row in rows] == lines
+    filed = run([*CLI, "encode", "lines.txt", "--out", "vectors.npy", "--model", codec], cwd=tmp_path)
+    assert filed.stderr == "vectors.npy: 3 vectors of width 32\n" and not filed.stdout
+    vectors = np.load(tmp_path / "vectors.npy")
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, [row["embedding"] for row in rows], atol=1e-6)
+    from_pipe = run([*CLI, "decode", "--model", codec, "--lang", "fra_Latn", "--json"], stdin=piped.stdout)
+    from_file = run([*CLI, "decode", "vectors.npy", "--model", codec, "--lang", "fra_Latn"], cwd=tmp_path)
+    decoded = [json.loads(line) for line in from_pipe.stdout.splitlines()]
+    assert [row["text"] for row in decoded] == from_file.stdout.removesuffix("\n").split("\n") and len(decoded) == 3
+    assert all(row["log_prob"] < 0 for row in decoded)
+
+
+def test_a_reader_that_goes_away_is_no_error(codec: Path) -> None:
+    process = start([*CLI, "encode", "--json", "--model", codec, *["A fox ran home."] * 500])
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 0 and process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_full_disk_under_standard_output_is_told(codec: Path) -> None:
+    for options in ([], ["--json"]):  # buffered till the end, and flushed line by line
+        with open("/dev/full", "wb") as full:
+            found = run([*CLI, "translate", FOX, "--model", codec, *options], stdout=full)
+        assert_refused(found, "No space left on device")
+
+
+def test_a_full_disk_keeps_the_file_that_was_there(codec: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: the write fails half way, in the operating system."""
+    out = tmp_path / "vectors.npy"
+    out.write_bytes(b"precious")
+    arguments = [*CLI, "encode", "--model", codec, "--out", out, *["A fox ran home."] * 40]
+    found = run(arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048)))
+    assert_refused(found, "could not write", "the old file is kept")
+    assert out.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [out]
+
+
+# ---------------------------------------------------------------------- in this process
+
+
+def test_a_story_as_json_holds_what_the_text_says(sonarkit, llm: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text(f"{FOX}\nShe lived\nin a forest.\n", encoding="utf-8-sig")
+    options = ("--model", llm, "--max-sentences", 5, "--sample", "--seed", 3)
+    found = sonarkit("story", tmp_path / "prompt.txt", *options, "--json")
+    told = json.loads(found.stdout)
+    assert found.returncode == 0 and told["prompt_sentences"] == 2 and told["stopped_by"] == "max_sentences"
+    assert told["sentences"][:2] == [FOX, "She lived in a forest."] and len(told["sentences"]) == 5
+    assert told["text"] == " ".join(told["sentences"]) and len(told["steps"]) == 3
+    plain = sonarkit("story", *options, stdin=f"{FOX} She lived in a forest.".encode())
+    assert plain.stdout.split() == told["text"].split()
+
+
+def test_a_story_in_another_language_has_its_beginning_translated(sonarkit, llm: Path) -> None:
+    options = ("--model", llm, "--max-sentences", 2, "--beam-size", 1, "--output-lang", "deu_Latn")
+    found = sonarkit("story", FOX, *options)
+    assert found.returncode == 0 and FOX not in found.stdout
+    told = json.loads(sonarkit("story", FOX, *options, "--json").stdout)
+    assert told["output_lang"] == "deu_Latn" and told["prompt"] == FOX
+
+
+def test_blank_lines_are_left_out_aloud(sonarkit, codec: Path) -> None:
+    found = sonarkit("encode", "--json", "--model", codec, stdin=b"A fox.\r\n\r\n  \r\nA bear.\r\n")
+    assert [json.loads(line)["text"] for line in found.stdout.splitlines()] == ["A fox.", "A bear."]
+    assert found.stderr == "sonarkit: note: 2 blank lines were left out\n"
+
+
+def test_copying_notebooks_keeps_those_that_were_edited(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for name in ("00.ipynb", "01.ipynb", "notes.txt"):
+        (source / name).write_text("shipped")
+    assert cli.copy_notebooks(source, target) == 2
+    (target / "00.ipynb").write_text("edited")
+    (target / "01.ipynb").unlink()
+    assert cli.copy_notebooks(source, target) == 1
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"00.ipynb": "edited", "01.ipynb": "shipped"}
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n\n "])
+def test_an_empty_prompt(sonarkit, llm: Path, codec: Path, prompt: str) -> None:
+    assert_refused(sonarkit("story", prompt, "--model", llm), "the prompt holds no sentence")
+    assert_refused(sonarkit("story", "--model", llm, stdin=prompt.encode()), "the prompt holds no sentence")
+    for command in (["encode", "--json"], ["translate"]):
+        assert_refused(sonarkit(*command, prompt, "--model", codec), "every line is blank")
+
+
+def test_a_prompt_of_ten_thousand_words(sonarkit, llm: Path) -> None:
+    options = ("--model", llm, "--beam-size", 1, "--json")
+    found = sonarkit("story", "The fox ran home. " * 2500, *options)
+    assert found.returncode == 0 and len(found.stderr.splitlines()) == 1
+    assert "note: the prompt has 2500 sentences; the model reads the last 31" in found.stderr
+    found = sonarkit("story", "fox " * 10_000, "--max-sentences", 2, *options)  # one sentence
+    assert found.returncode == 0
+    assert "note: 1 of 1 texts were longer than 46 tokens and were cut" in found.stderr
+
+
+@pytest.mark.parametrize("prompt", ["🦊🏡 🦊!", "השועל רץ הביתה.", "ركض الثعلب إلى البيت.", "A\x00 \u202efox\u200d."])
+def test_emoji_and_right_to_left_text(sonarkit, llm: Path, prompt: str) -> None:
+    found = sonarkit("story", "--model", llm, "--max-sentences", 3, "--beam-size", 1, stdin=prompt.encode())
+    assert found.returncode == 0 and not found.stderr
+    assert found.stdout.split("\n")[0] == prompt
+
+
+def test_invalid_utf8_names_file_and_line(sonarkit, llm: Path, codec: Path, tmp_path: Path) -> None:
+    path = tmp_path / "latin1.txt"
+    path.write_bytes("A fox.\nDer Löwe.\n".encode("latin-1"))
+    assert_refused(sonarkit("story", path, "--model", llm), f"{path}:2: not valid UTF-8 (byte 0xf6)", "iconv")
+    assert_refused(sonarkit("encode", path, "--json", "--model", codec), f"{path}:2: not valid UTF-8")
+    found = sonarkit("translate", "--model", codec, stdin=path.read_bytes())
+    assert_refused(found, "standard input:2: not valid UTF-8")
+    assert_refused(sonarkit("translate", "--model", codec, "L\udcf6we"), "argument:1: not valid UTF-8")
+
+
+def test_an_unknown_language_names_the_nearest(sonarkit, llm: Path, codec: Path) -> None:
+    found = sonarkit("story", FOX, "--model", llm, "--lang", "english")
+    assert_refused(found, "unknown language 'english'", "did you mean eng_Latn?")
+    assert not found.stdout
+    assert_refused(sonarkit("story", FOX, "--model", llm, "--output-lang", "fr"), "did you mean fra_Latn?")
+    assert_refused(sonarkit("translate", FOX, "--model", codec, "--target-lang", "deu_Lat"), "did you mean deu_Latn?")
+
+
+def test_a_missing_file_is_not_taken_for_a_text(sonarkit, codec: Path) -> None:
+    assert_refused(sonarkit("translate", "sentences.txt", "--model", codec), "no file 'sentences.txt' here")
+    assert_refused(sonarkit("decode", "vectors.npy", "--model", codec), "vectors.npy: No such file or directory")
+    assert_refused(sonarkit("encode", FOX, "--model", codec), "--out vectors.npy", "--json")
+
+
+def test_vectors_that_are_none(sonarkit, codec: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vectors.npy"
+    np.save(path, np.zeros((4, 32), np.float32))
+    whole = path.read_bytes()
+    for data in (b"", b"no array", whole[:-7], whole[:20]):
+        path.write_bytes(data)
+        assert_refused(sonarkit("decode", path, "--model", codec), "is no whole .npy file")
+    for array, complaint in (
+        (np.zeros(32), "expected numbers of shape (n, D), got shape (32,)"),
+        (np.zeros((2, 7)), "(n, 32) for this codec, got (2, 7)"),
+        (np.full((1, 32), np.nan), "NaN"),
+        (np.array([["a"]]), "type <U1"),
+    ):
+        np.save(path, array)
+        assert_refused(sonarkit("decode", path, "--model", codec), complaint)
+    for line in ("no json", "[1, 2]", '{"text": "A fox."}', '{"embedding": [1]}\n{"embedding": [1, 2]}'):
+        assert_refused(sonarkit("decode", "--model", codec, stdin=line.encode()), 'JSON lines with an "embedding"')
+
+
+def test_weights_that_are_missing_or_truncated(sonarkit, llm: Path, codec: Path, tmp_path: Path) -> None:
+    assert_refused(sonarkit("story", FOX, "--model", tmp_path / "none"), "no SONAR-LLM at", "expected one of mini or a folder")
+    for model, arguments in ((llm, ["story", FOX]), (codec, ["translate", FOX])):
+        copy = tmp_path / model.name
+        shutil.copytree(model, copy)
+        weights = copy / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        assert_refused(sonarkit(*arguments, "--model", copy), f"{weights} is damaged or cut short", "again")
+        weights.unlink()
+        assert_refused(sonarkit(*arguments, "--model", copy), f"{weights} is missing")
+        (copy / "config.json").write_text("{")
+        assert_refused(sonarkit(*arguments, "--model", copy), f"{copy / 'config.json'}")
+
+
+# ---------------------------------------------------------------------- the shipped weights
+
+
+def test_the_shipped_model_tells_a_story_in_four_languages(sonarkit) -> None:
+    for lang in ("eng_Latn", "fra_Latn", "deu_Latn", "spa_Latn"):
+        told = json.loads(sonarkit("story", FOX, "--output-lang", lang, "--json").stdout)
+        assert told["stopped_by"] in ("end", "loop") and 4 <= len(told["sentences"]) < 32
+        assert all(sentence[-1] in ".!?…\"”»'" for sentence in told["sentences"]), told["text"]
+
+
+def test_the_shipped_codec_gives_back_what_it_was_given(sonarkit, tmp_path: Path) -> None:
+    sentences = ["Tom was happy.", "The little fox ran home."]
+    assert sonarkit("encode", *sentences, "--out", tmp_path / "v.npy").returncode == 0
+    assert sonarkit("decode", tmp_path / "v.npy").stdout.splitlines() == sentences
+    assert "Tom" in sonarkit("translate", sentences[0], "--target-lang", "fra_Latn").stdout
