@@ -20,7 +20,7 @@ import torch  # noqa: E402
 import tyro  # noqa: E402
 
 from sonarkit import recipes  # noqa: E402
-from sonarkit.codec.pipeline import Sonar  # noqa: E402
+from sonarkit.codec.pipeline import SHIPPED, Sonar  # noqa: E402
 from sonarkit.core.distributed import World, barrier, print0, start, stop  # noqa: E402
 from sonarkit.core.errors import user_errors  # noqa: E402
 from sonarkit.evaluation.codec import codec_report  # noqa: E402
@@ -71,7 +71,8 @@ def train_sonar_llm(run: SonarLLMRun, world: World) -> dict[str, float]:
     sonar = Sonar.from_pretrained(run.codec)
     stores = [Store(folder, sonar.fingerprint()) for folder in (run.data, run.valid)]
     torch.manual_seed(run.train.seed)
-    config = SonarLLMConfig(run.backbone, sonar.config.width, run.codec, sonar.fingerprint())
+    codec = run.codec if run.codec in SHIPPED else str(Path(run.codec).resolve())  # to be found from any folder
+    config = SonarLLMConfig(run.backbone, sonar.config.width, codec, sonar.fingerprint())
     model = SonarLLM(config, sonar)
     if run.train.precision == "bfloat16":
         print0(world, "bfloat16 autocast; weights, sums and optimizer in float32")

@@ -28,7 +28,7 @@ from sonarkit.core.config import difference, fingerprint, to_dict
 from sonarkit.core.distributed import World, barrier, broadcast_parameters, print0, sum_gradients, sum_over_ranks
 from sonarkit.core.loss import LossSum
 from sonarkit.training.metrics import RunLog, peak_memory_gb
-from sonarkit.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from sonarkit.training.optimizer import OptimizerConfig, Optimizers, learning_rate, make_optimizer
 
 MOST_SKIPPED = 10  # updates in a row with a loss or gradient that is not finite, before the run gives up
 
@@ -131,7 +131,7 @@ def train(task: Task, config: TrainConfig, world: World) -> dict[str, float]:
                 state.skipped += 1
                 logged.skipped += 1
                 log.say(f"step {state.step + 1}: loss or gradient is not finite, update skipped ({state.skipped} in a row)")
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             if state.skipped >= MOST_SKIPPED:
                 raise FloatingPointError(
                     f"{state.skipped} updates in a row were not finite, up to step {state.step + 1}; "
@@ -178,7 +178,7 @@ def _gradient(model: nn.Module, count: float, clip: float, world: World) -> floa
     return float(nn.utils.clip_grad_norm_(parameters, clip or math.inf, foreach=True))
 
 
-def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def _update(optimizer: Optimizers, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -305,7 +305,7 @@ def _run_config(task: Task, config: TrainConfig) -> dict[str, Any]:
 
 
 def _save(
-    task: Task, config: TrainConfig, world: World, optimizer: torch.optim.Optimizer, batches: Batches, state: TrainState
+    task: Task, config: TrainConfig, world: World, optimizer: Optimizers, batches: Batches, state: TrainState
 ) -> None:
     mine = {"random": _random_states()}
     trainer_states: list[Any] = [mine]
@@ -319,7 +319,7 @@ def _save(
     barrier(world)
 
 
-def _resume(task: Task, config: TrainConfig, world: World, optimizer: torch.optim.Optimizer, batches: Batches) -> TrainState:
+def _resume(task: Task, config: TrainConfig, world: World, optimizer: Optimizers, batches: Batches) -> TrainState:
     """Put everything back as the newest checkpoint has it; a new state when there is none."""
     found, wanted = checkpoint.latest(config.out), _run_config(task, config)
     if found is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,11 +14,15 @@ from torch import nn
 class OptimizerConfig:
     """AdamW (arXiv 1711.05101); `clip` bounds the global gradient norm (0 = off); weight decay acts on matrices only.
 
+    With `muon`, the weight matrices of linear layers follow Muon instead (orthogonalised momentum, scaled to AdamW's
+    update size: arXiv 2502.16982); embeddings, vectors and the rest stay with AdamW, at the same rate.
+
     The rate rises linearly over `warmup_steps`, then follows `schedule`: a cosine down towards `min_lr_ratio` of
     the peak, reached as training ends, the inverse square root of the step (NLLB), or constant.
     """
 
     lr: float = 1e-3
+    muon: bool = False
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.0
@@ -34,16 +38,51 @@ class OptimizerConfig:
             raise ValueError(f"betas must be in [0, 1), min_lr_ratio in [0, 1]: {self}")
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the parameters that want a gradient. Raises ValueError when there is none."""
+class Optimizers:
+    """One or more optimizers over parts of a model, used as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
+    """The optimizer over the parameters that want a gradient. Raises ValueError when there is none, or no Muon in this torch."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameter to train; call requires_grad_() on what should learn")
+    if config.muon and not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"muon needs torch 2.9 or newer, this is {torch.__version__}; leave it off or upgrade torch")
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} if config.muon else set()
+    rest = [p for p in parameters if id(p) not in linear]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    matrices = [p for p in parameters if id(p) in linear]
+    if not matrices:
+        return Optimizers(adamw)
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return Optimizers(muon, adamw)
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import Finished, assert_refused, run, start
+from processes import PATIENCE, Finished, assert_refused, run, started
 
 from sonarkit import cli
 
@@ -77,11 +77,11 @@ def test_wrong_arguments_are_told_shortly(sonarkit) -> None:
 
 
 def test_a_story_is_told_sentence_by_sentence(llm: Path) -> None:
-    process = start([*CLI, "story", FOX, "--model", llm, "--max-sentences", 4, "--sample"])
-    assert process.stdout is not None
-    assert process.stdout.readline() == FOX + "\n"  # while the rest is not yet known
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and len(out.splitlines()) == 3 and not err
+    with started([*CLI, "story", FOX, "--model", llm, "--max-sentences", 4, "--sample"]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == FOX + "\n"  # while the rest is not yet known
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0 and len(out.splitlines()) == 3 and not err
 
 
 def test_encode_and_decode_are_one_pipe(codec: Path, llm: Path, tmp_path: Path) -> None:
@@ -104,12 +104,12 @@ def test_encode_and_decode_are_one_pipe(codec: Path, llm: Path, tmp_path: Path) 
 
 
 def test_a_reader_that_goes_away_is_no_error(codec: Path) -> None:
-    process = start([*CLI, "encode", "--json", "--model", codec, *["A fox ran home."] * 500])
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(60) == 0 and process.stderr.read() == ""
-    process.stderr.close()
+    with started([*CLI, "encode", "--json", "--model", codec, *["A fox ran home."] * 500]) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        _, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0 and err == ""
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
