@@ -7,7 +7,7 @@ A corpus is named by a string:
     stories.parquet            the text in `column`
     folder/                    all of these in it, in the order of their names
     storyworld:20000           that many training stories (storyworld:20000@7 with seed 7)
-    storyworld:valid  :test    the fixed sets that ship
+    storyworld:valid  :test    the fixed sets that ship; storyworld:unseen, a theme that no training story has
     handwritten                the 30 stories that no grammar wrote
     hf:NAME[:CONFIG][@SPLIT]   a Hugging Face dataset, streamed (pip install "sonarkit[hf]")
 
@@ -216,7 +216,7 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 
 def _storyworld(what: str, lang: str) -> Callable[[], Iterator[tuple[object, str]]]:
-    if what in ("valid", "test"):
+    if what in ("valid", "test", "unseen"):
         path = data_folder() / "storyworld" / f"{what}.jsonl"
         return lambda: ((_told(row["sentences"], lang), f"storyworld/{what}:{number}") for number, row in read_jsonl(path))
     count, _, seed = what.partition("@")

@@ -175,9 +175,10 @@ def sample(grammar: Grammar, plots: list[str], langs: list[str], count: int, see
                 print(f"    {story.sentences[CODES[lang]][k]}")
 
 
-def write(out: Path, split: str, count: int, seed: int) -> None:
+def write(out: Path, theme: str | None, split: str, count: int, seed: int) -> None:
+    grammar = load(themes=_with_common(theme))
     with out.open("w", encoding="utf-8") as file:
-        for story in stories(count, seed, split):
+        for story in stories(count, seed, split, grammar=grammar, plots=_plots(grammar, theme)):
             file.write(story.to_json() + "\n")
 
 
@@ -200,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     showing.add_argument("--seed", type=int, default=0)
     writing = commands.add_parser("write", help="write stories with their plans, one line of JSON each")
     writing.add_argument("out", type=Path)
+    writing.add_argument("--theme", help="only the plots of this theme file, such as unseen/making")
     writing.add_argument("--split", choices=SPLITS, default="train")
     writing.add_argument("--count", type=int, default=500)
     writing.add_argument("--seed", type=int, default=0)
@@ -212,16 +214,20 @@ def main(arguments: list[str] | None = None) -> int:
         return check(_with_common(args.theme), args.count)
     try:
         if args.command == "write":
-            write(args.out, args.split, args.count, args.seed)
+            write(args.out, args.theme, args.split, args.count, args.seed)
         else:
             grammar = load(themes=_with_common(args.theme))
-            plots = [plot.name for plot in grammar.plots.values() if args.theme in (None, plot.theme)]
+            plots = _plots(grammar, args.theme)
             langs = list(LANGS) if args.all_langs else [args.lang]
             sample(grammar, [args.plot] if args.plot else plots, langs, args.count, args.seed)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _plots(grammar: Grammar, theme: str | None) -> list[str]:
+    return [plot.name for plot in grammar.plots.values() if theme in (None, plot.theme)]
 
 
 def _with_common(theme: str | None) -> tuple[str, ...] | None:

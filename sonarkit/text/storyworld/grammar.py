@@ -474,10 +474,9 @@ def _read(folder: Path, themes: tuple[str, ...] | None, problems: list[str]) -> 
 
     events: dict[str, Event] = {}
     plots: dict[str, Plot] = {}
-    paths = sorted((folder / "themes").glob("*.toml"))
-    if themes is not None:
-        paths = [folder / "themes" / f"{theme}.toml" for theme in themes]
-    tables = {path.stem: _read_toml(path) for path in paths}
+    if themes is None:  # those in folders below, such as unseen/making, only when they are named
+        themes = tuple(path.stem for path in sorted((folder / "themes").glob("*.toml")))
+    tables = {theme: _read_toml(folder / "themes" / f"{theme}.toml") for theme in themes}
     for theme, table in tables.items():
         for name in [*(events.keys() & table.get("events", {})), *(plots.keys() & table.get("plots", {}))]:
             problems.append(f"{theme}.toml: the name {name!r} is already used in another theme")

@@ -1,0 +1,112 @@
+"""Measure a codec or a SONAR-LLM; every number of the model cards and the README comes from here.
+
+python -m sonarkit.evaluation codec                                 # StoryWorld test, every 10th sentence
+python -m sonarkit.evaluation codec --corpus unseen                 # a theme that training never saw
+python -m sonarkit.evaluation codec --bitext PAIRS.jsonl.gz         # the rows of it that training holds out
+python -m sonarkit.evaluation stories --show 20                     # 100 StoryWorld test prompts
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from sonarkit.codec.pipeline import Sonar
+from sonarkit.core.errors import user_errors
+from sonarkit.core.paths import data_folder
+from sonarkit.evaluation.codec import codec_report
+from sonarkit.evaluation.stories import story_report
+from sonarkit.models.sonar_llm import SonarLLM
+from sonarkit.text.bitext import held_out, read_aligned
+from sonarkit.text.corpora import read_jsonl
+
+Corpus = Literal["valid", "test", "unseen", "handwritten"]
+
+
+def told(corpus: Corpus) -> list[dict[str, list[str]]]:
+    """The stories of a shipped set: sentences by language, aligned."""
+    if corpus == "handwritten":
+        rows = [row for _, row in read_jsonl(data_folder() / "handwritten.jsonl")]
+        return [{code: sentences for code, sentences in row.items() if code != "title"} for row in rows]
+    return [row["sentences"] for _, row in read_jsonl(data_folder() / "storyworld" / f"{corpus}.jsonl")]
+
+
+def aligned_rows(stories: Sequence[dict[str, list[str]]], every: int) -> list[dict[str, str]]:
+    """Every `every`-th sentence of the stories, in all their languages."""
+    rows = [dict(zip(story, sentences)) for story in stories for sentences in zip(*story.values())]
+    return rows[::every]
+
+
+def codec(
+    model: str = "mini",
+    corpus: Corpus = "test",
+    every: int = 10,
+    bitext: Path | None = None,
+    beam_size: int = 5,
+    out: Path | None = None,
+) -> None:
+    """Auto-encoding and translation BLEU and xsim of a codec.
+
+    Args:
+        model: "mini" or a folder.
+        corpus: Which shipped sentences.
+        every: Take every n-th of them.
+        bitext: Instead, an aligned JSONL file: its rows that training holds out.
+        beam_size: Beams when decoding.
+        out: Also write the numbers there as JSON.
+    """
+    rows = [row for row in read_aligned(bitext) if held_out(row["eng_Latn"])] if bitext else aligned_rows(told(corpus), every)
+    began = time.monotonic()
+    results = codec_report(Sonar.from_pretrained(model), rows, beam_size=beam_size)
+    where = bitext.name if bitext else corpus
+    _show(f"{model} on {len(rows)} sentences of {where}, beam {beam_size}, {time.monotonic() - began:.0f} s", results, out)
+
+
+def stories(
+    model: str = "mini",
+    count: int = 100,
+    corpus: Corpus = "test",
+    lang: str = "eng_Latn",
+    show: int = 0,
+    beam_size: int = 5,
+    out: Path | None = None,
+) -> None:
+    """Continue the first two sentences of stories: how they end and whether they repeat themselves.
+
+    Args:
+        model: "mini" or a folder.
+        count: How many prompts.
+        corpus: Where the prompts are from.
+        lang: Language of prompts and stories.
+        show: Print this many of the stories.
+        beam_size: Beams when decoding.
+        out: Also write the numbers there as JSON.
+    """
+    llm = SonarLLM.from_pretrained(model)
+    prompts = [" ".join(story[lang][:2]) for story in told(corpus)[:count]]
+    began = time.monotonic()
+    with torch.no_grad():
+        found = llm.generate(prompts, lang, beam_size=beam_size)
+    seconds = time.monotonic() - began
+    for story in found[:show]:
+        print(f"[{story.stopped_by}] {' '.join(story.sentences[:2])} || {' '.join(story.continuation)}\n")
+    _show(f"{model}, {len(prompts)} prompts of {corpus}, beam {beam_size}, {seconds:.0f} s", story_report(found), out)
+
+
+def _show(title: str, results: dict[str, float], out: Path | None) -> None:
+    print(title)
+    for name, value in results.items():
+        print(f"  {name:32s} {value:8.3f}")
+    if out:
+        out.write_text(json.dumps({"title": title, **results}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        tyro.extras.subcommand_cli_from_dict({"codec": codec, "stories": stories})
