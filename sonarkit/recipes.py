@@ -73,9 +73,9 @@ class SonarLLMRun:
 
 def codec_mini() -> CodecRun:
     """The shipped codec: D = 256, two CPU cores."""
-    optimizer = OptimizerConfig(lr=2e-3, warmup_steps=300, schedule="cosine", min_lr_ratio=0.02)
+    optimizer = OptimizerConfig(lr=2e-3, muon=True, warmup_steps=300, schedule="cosine", min_lr_ratio=0.01)
     return CodecRun(
-        TrainConfig(Path("runs/codec-mini"), steps=7000, precision="bfloat16", log_every=50, save_every=250, optimizer=optimizer),
+        TrainConfig(Path("runs/codec-mini"), steps=3000, precision="bfloat16", log_every=50, save_every=250, optimizer=optimizer),
         objective=ObjectiveConfig(dae_weight=0.1, noise_ratio=0.1, dae_share=0.125),
     )
 
@@ -89,7 +89,7 @@ def sonar_llm(size: str) -> SonarLLMRun:
     """SONAR-LLM of a named size with the recipe that goes with it."""
     if size not in SONAR_LLM_SIZES:
         raise ValueError(f"unknown size {size!r}; the sizes are {', '.join(SONAR_LLM_SIZES)}")
-    optimizer = OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, warmup_steps=100, schedule="cosine")
+    optimizer = OptimizerConfig(lr=1e-3, muon=True, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, warmup_steps=50)
     return SonarLLMRun(
         Path("stores/storyworld-train"),
         Path("stores/storyworld-valid"),

@@ -49,7 +49,8 @@ class RolloutConfig:
 
     It ends when the cosine of the predicted vector (`stop_on="predicted"`, the paper's rule) or of the
     re-encoded sentence (`"reencoded"`, the published script's) to the vector of "End of sequence." exceeds
-    `end_threshold`; when a sentence repeats an earlier one of the story to the letter ("loop"; the repetition
+    `end_threshold`, or when the sentence says just that: the loss asks of a prediction that it decodes to the end, not
+    that it lies near its vector, and after a short training it seldom does; when a sentence repeats an earlier one of the story to the letter ("loop"; the repetition
     is left out); or when it has `max_sentences` sentences, the prompt's included. `noise` is the standard
     deviation of Gaussian noise on each predicted vector, relative to that vector's root mean square.
     """
@@ -165,7 +166,7 @@ def tell(
         for row, story in enumerate(active):
             counts[story] += 1
             stopped: StoppedBy | None = None
-            if cosines[row] > config.end_threshold:
+            if cosines[row] > config.end_threshold or sentences[row] == END_OF_SEQUENCE:
                 stopped = "end"
             elif config.stop_on_loop and sentences[row] in seen[story]:
                 stopped = "loop"

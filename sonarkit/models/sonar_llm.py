@@ -75,7 +75,8 @@ class SonarLLM(nn.Module):
         documents = [batch[i] for i in packing_of([len(d.targets) - 1 for d in batch]).order_N.tolist()]
         packing = packing_of([len(d.targets) - 1 for d in documents], self.device)
         context_TD = torch.cat([d.vectors_SD[:-1] for d in documents]).to(self.device)
-        predicted_TD = self.reverse_proj(self.backbone(self.forward_proj(context_TD), packing))
+        x_TH = self.forward_proj(context_TD).to(self.forward_proj.weight.dtype)  # autocast must not round the residual stream
+        predicted_TD = self.reverse_proj(self.backbone(x_TH, packing))
         targets = [target for d in documents for target in d.targets[1:]]
         total, losses = self.sonar.decoder.token_losses(predicted_TD, *pack(targets, self.device))
         text_bytes = sum(sum(d.bytes[1:]) for d in documents)

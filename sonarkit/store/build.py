@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +26,7 @@ import pyarrow as pa
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sonarkit.core.checkpoint import write_atomically
 from sonarkit.core.distributed import World, barrier
 from sonarkit.text.corpora import Corpus
 from sonarkit.text.corpora import Document as Text
@@ -109,7 +109,7 @@ def _claim(folder: Path, stamp: StoreStamp) -> None:
     elif any(folder.iterdir()) and not list(folder.glob("stamp.json*")):  # another rank may be claiming it
         raise ValueError(f"{folder} is not empty and holds no embedding store; choose an empty folder")
     else:
-        write_atomically(path, json.dumps(wanted, indent=1).encode())
+        _write(path, json.dumps(wanted, indent=1).encode())
 
 
 def _note(folder: Path, shard: int) -> Path:
@@ -140,7 +140,7 @@ def _write_shard(folder: Path, shard: int, texts: list[Text], coder: Coder, spli
         tokens = [ids[: coder.max_pieces] for ids in whole]
         data = arrow_bytes(vectors, tokens, flat, [len(parts) for _, parts in kept], [text.source for text, _ in kept])
         file = f"shard-{shard:05d}.arrow"
-        write_atomically(folder / file, data)
+        _write(folder / file, data)
         note |= {
             "file": file,
             "sentences": len(flat),
@@ -149,7 +149,7 @@ def _write_shard(folder: Path, shard: int, texts: list[Text], coder: Coder, spli
             "cut": sum(len(short) < len(ids) for short, ids in zip(tokens, whole)),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-    write_atomically(_note(folder, shard), json.dumps(note).encode())
+    _write(_note(folder, shard), json.dumps(note).encode())
     return note
 
 
@@ -194,20 +194,8 @@ def _write_manifest(folder: Path, stamp: StoreStamp, coder: Coder, end_text: str
         "end_of_sequence": end,
         "shards": written,
     }
-    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    _write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file is there whole or not at all, also after a crash."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            error.errno, f"could not write {path}: {error.strerror}. What was there before is kept; free space and start again"
-        ) from error
+def _write(path: Path, data: bytes) -> None:
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))

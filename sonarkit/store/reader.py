@@ -59,7 +59,7 @@ class Store:
             raise ValueError(f"{path} has format {self.manifest.get('format')!r}, expected {FORMAT!r}")
         if codec_fingerprint not in (None, self.manifest["codec_fingerprint"]):
             raise ValueError(
-                f"{self.folder} was made by codec {self.manifest['codec']!r} ({self.manifest['codec_fingerprint']}), but the codec "
+                f"{self.folder} was made by codec {self.manifest['codec']!r} ({self.manifest['codec_fingerprint']}), but the one "
                 f"at hand is {codec_fingerprint}: their vectors mean different things. Encode the corpus again with this codec"
             )
         self.width: int = self.manifest["width"]
@@ -71,7 +71,7 @@ class Store:
         path = self.folder / shard["file"]
         if not path.is_file():
             raise FileNotFoundError(
-                f"shard {path} is missing; delete {path.with_suffix('.json').name} beside it and run the same encode command again"
+                f"shard {path} is missing; delete {path.with_suffix('.json').name} beside it and run the encode command again"
             )
         remedy = f"delete it and {path.with_suffix('.json').name}, then run the same encode command again"
         if verify and hashlib.sha256(path.read_bytes()).hexdigest() != shard["sha256"]:
@@ -103,7 +103,7 @@ class Store:
         )
 
     def document(self, index: int, language_id: int, eos_id: int, max_sentences: int = 32, max_tokens: int = 256) -> Document:
-        """The i-th document ready for training: cut to `max_sentences` sentences of `max_tokens` pieces, then the end sentence."""
+        """The i-th document ready for training: `max_sentences` sentences of `max_tokens` pieces at most, then the end."""
         stored, end = self[index], self.manifest["end_of_sequence"]
         vectors = np.concatenate([stored.vectors_SD[:max_sentences], np.array([end["vector"]], np.float16)])
         tokens = [*stored.tokens[:max_sentences], end["tokens"]]

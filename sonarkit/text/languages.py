@@ -31,10 +31,30 @@ SONAR_LANGUAGES: tuple[str, ...] = tuple(_CODES.split())
 
 # What people type for the major languages.
 _ALIASES = {
-    "en": "eng_Latn", "english": "eng_Latn", "fr": "fra_Latn", "french": "fra_Latn", "de": "deu_Latn", "ger": "deu_Latn",
-    "german": "deu_Latn", "es": "spa_Latn", "spanish": "spa_Latn", "it": "ita_Latn", "pt": "por_Latn", "nl": "nld_Latn",
-    "ru": "rus_Cyrl", "zh": "zho_Hans", "ja": "jpn_Jpan", "ko": "kor_Hang", "ar": "arb_Arab", "hi": "hin_Deva",
-    "tr": "tur_Latn", "pl": "pol_Latn", "cs": "ces_Latn", "sv": "swe_Latn", "uk": "ukr_Cyrl", "vi": "vie_Latn",
+    "en": "eng_Latn",
+    "english": "eng_Latn",
+    "fr": "fra_Latn",
+    "french": "fra_Latn",
+    "de": "deu_Latn",
+    "ger": "deu_Latn",
+    "german": "deu_Latn",
+    "es": "spa_Latn",
+    "spanish": "spa_Latn",
+    "it": "ita_Latn",
+    "pt": "por_Latn",
+    "nl": "nld_Latn",
+    "ru": "rus_Cyrl",
+    "zh": "zho_Hans",
+    "ja": "jpn_Jpan",
+    "ko": "kor_Hang",
+    "ar": "arb_Arab",
+    "hi": "hin_Deva",
+    "tr": "tur_Latn",
+    "pl": "pol_Latn",
+    "cs": "ces_Latn",
+    "sv": "swe_Latn",
+    "uk": "ukr_Cyrl",
+    "vi": "vie_Latn",
 }
 
 

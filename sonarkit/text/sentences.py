@@ -26,9 +26,24 @@ from sonarkit.core.paths import asset
 OUR_MODEL = "sonarkit-punkt-1"
 PARAMETERS = "punkt.json"
 NLTK_MODELS = {
-    "ces": "czech", "dan": "danish", "deu": "german", "ell": "greek", "eng": "english", "est": "estonian",
-    "fin": "finnish", "fra": "french", "ita": "italian", "mal": "malayalam", "nld": "dutch", "nob": "norwegian",
-    "pol": "polish", "por": "portuguese", "rus": "russian", "slv": "slovene", "spa": "spanish", "swe": "swedish",
+    "ces": "czech",
+    "dan": "danish",
+    "deu": "german",
+    "ell": "greek",
+    "eng": "english",
+    "est": "estonian",
+    "fin": "finnish",
+    "fra": "french",
+    "ita": "italian",
+    "mal": "malayalam",
+    "nld": "dutch",
+    "nob": "norwegian",
+    "pol": "polish",
+    "por": "portuguese",
+    "rus": "russian",
+    "slv": "slovene",
+    "spa": "spanish",
+    "swe": "swedish",
     "tur": "turkish",
 }
 # Well-known abbreviations. Not those that are words too: "He said no. Tom left.", "Il en a sept. Paul rit."
@@ -41,9 +56,7 @@ ABBREVIATIONS = {
     "spa_Latn": "sr sra srta sres dr dra d dña prof ud uds vd vds ee.uu p.ej etc pág núm tel av avda gral sto sta",
 }
 # Before a capital these never end a sentence. Punkt alone would cut "Mr. Fox", having seen "fox" in lower case.
-_TITLE = re.compile(
-    r"\b(Mr|Mrs|Ms|Dr|Dra|Prof|Rev|Capt|Lt|Sgt|Gen|MM|Mme|Mlle|Mgr|Hr|Hrn|Fr|Frl|Sr|Sra|Srta|Sres|Dña)\.(?= \w)"
-)
+_TITLE = re.compile(r"\b(Mr|Mrs|Ms|Dr|Dra|Prof|Rev|Capt|Lt|Sgt|Gen|MM|Mme|Mlle|Mgr|Hr|Hrn|Fr|Frl|Sr|Sra|Srta|Sres|Dña)\.(?= \w)")
 # German writes ordinals with a full stop: "Am 3. Mai" goes on.
 _AFTER_ORDINAL = """januar februar märz april mai juni juli august september oktober november dezember jahrhundert
                     geburtstag klasse stock tag woche mal platz"""

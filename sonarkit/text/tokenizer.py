@@ -123,9 +123,19 @@ def train_tokenizer(
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_drawn(sentences, seed_sentences)), model_writer=model, vocab_size=vocab_size,
-            model_type="unigram", byte_fallback=True, character_coverage=0.99999, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
-            num_threads=1, max_sentence_length=16_384, minloglevel=2,
+            sentence_iterator=iter(_drawn(sentences, seed_sentences)),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="unigram",
+            byte_fallback=True,
+            character_coverage=0.99999,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            max_sentence_length=16_384,
+            minloglevel=2,
         )
     except RuntimeError as error:
         raise ValueError(f"no tokenizer of {vocab_size} pieces can be trained on this text: {error}") from error

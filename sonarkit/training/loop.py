@@ -304,9 +304,7 @@ def _run_config(task: Task, config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps({**task.config(), "training": training}))  # as it will come back from the file
 
 
-def _save(
-    task: Task, config: TrainConfig, world: World, optimizer: Optimizers, batches: Batches, state: TrainState
-) -> None:
+def _save(task: Task, config: TrainConfig, world: World, optimizer: Optimizers, batches: Batches, state: TrainState) -> None:
     mine = {"random": _random_states()}
     trainer_states: list[Any] = [mine]
     if world.size > 1:

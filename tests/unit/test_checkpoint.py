@@ -49,7 +49,11 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     path = save(tmp_path, 1000)
     assert path.name == "step-00001000"
     assert {file.name for file in path.iterdir()} == {
-        "model.safetensors", "trainer.pt", "trainer-rank1.pt", "config.json", "checksums.json",
+        "model.safetensors",
+        "trainer.pt",
+        "trainer-rank1.pt",
+        "config.json",
+        "checksums.json",
     }
     found = checkpoint.load(path)
     assert all(torch.equal(found.model_state[key], value) for key, value in WEIGHTS.items())

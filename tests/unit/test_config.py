@@ -40,20 +40,23 @@ def test_fields_with_defaults_may_be_left_out_and_whole_numbers_are_floats() -> 
     assert isinstance(from_dict(Inner, {"lr": 1}).lr, float)
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    ({"layer": 3}, "unknown field layer"),
-    ({"inner": {"rate": 3}}, "unknown field inner.rate"),
-    ({"layers": "3"}, "layers: expected int, got '3'"),
-    ({"layers": True}, "layers: expected int, got True"),
-    ({"layers": 3.0}, "layers: expected int"),
-    ({"tied": 1}, "tied: expected bool"),
-    ({"out": 3}, "out: expected Path"),
-    ({"sizes": [1, "2"]}, r"sizes\[1\]: expected int, got '2'"),
-    ({"inner": {"betas": [0.9]}}, r"inner.betas: expected tuple\[float, float\], got \[0.9\]"),
-    ({"inner": {"lr": None}}, "inner.lr: expected float, got None"),
-    ({"inner": {"kind": "linear"}}, "inner.kind: expected one of 'cosine', 'constant', got 'linear'"),
-    ({"inner": [1]}, "inner: expected an object with the fields of Inner"),
-])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"layer": 3}, "unknown field layer"),
+        ({"inner": {"rate": 3}}, "unknown field inner.rate"),
+        ({"layers": "3"}, "layers: expected int, got '3'"),
+        ({"layers": True}, "layers: expected int, got True"),
+        ({"layers": 3.0}, "layers: expected int"),
+        ({"tied": 1}, "tied: expected bool"),
+        ({"out": 3}, "out: expected Path"),
+        ({"sizes": [1, "2"]}, r"sizes\[1\]: expected int, got '2'"),
+        ({"inner": {"betas": [0.9]}}, r"inner.betas: expected tuple\[float, float\], got \[0.9\]"),
+        ({"inner": {"lr": None}}, "inner.lr: expected float, got None"),
+        ({"inner": {"kind": "linear"}}, "inner.kind: expected one of 'cosine', 'constant', got 'linear'"),
+        ({"inner": [1]}, "inner: expected an object with the fields of Inner"),
+    ],
+)
 def test_what_does_not_fit_is_named(change: dict[str, object], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         from_dict(Outer, {"name": "a", **change})

@@ -258,8 +258,18 @@ def test_metrics_and_console(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert [(r["kind"], r["step"]) for r in records] == [("train", 8), ("eval", 10), ("train", 16), ("train", 20), ("eval", 20)]
     assert records[0].keys() == {
-        "kind", "step", "seconds", "loss_nats_per_token", "loss_mse", "bits_per_byte", "lr", "grad_norm", "skipped_updates",
-        "tokens_per_s", "seconds_left", "peak_memory_gb",
+        "kind",
+        "step",
+        "seconds",
+        "loss_nats_per_token",
+        "loss_mse",
+        "bits_per_byte",
+        "lr",
+        "grad_norm",
+        "skipped_updates",
+        "tokens_per_s",
+        "seconds_left",
+        "peak_memory_gb",
     }
     assert records[0]["lr"] == learning_rate(7, 20, OPTIMIZER)
     assert records[0]["loss_mse"] == pytest.approx(2 * records[0]["loss_nats_per_token"])  # 24 tokens for 12 rows

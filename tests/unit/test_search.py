@@ -87,9 +87,11 @@ def test_every_sentence_obeys_the_limit_and_holds_no_special_token(sonar: Sonar)
 def test_sampling_follows_the_probabilities_and_its_seed(decoder: Decoder) -> None:
     z = torch.randn(1, 8, generator=torch.Generator().manual_seed(4)).expand(4000, -1)
     config = SearchConfig(sample=True, max_tokens=1)
-    draw = lambda seed: sample(
-        decoder, z, [LANG] * 4000, config, eos_id=EOS, forbidden=[0, 1, 2, LANG], generator=torch.Generator().manual_seed(seed)
-    )  # noqa: E731
+
+    def draw(seed: int) -> list[list[Hypothesis]]:
+        noise = torch.Generator().manual_seed(seed)
+        return sample(decoder, z, [LANG] * 4000, config, eos_id=EOS, forbidden=[0, 1, 2, LANG], generator=noise)
+
     counts = torch.zeros(9)
     for (hypothesis,) in draw(0):
         counts[hypothesis.ids[0] if hypothesis.ids else EOS] += 1

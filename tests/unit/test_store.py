@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sonarkit.codec.pipeline import Sonar
+from sonarkit.core import checkpoint
 from sonarkit.core.distributed import World
 from sonarkit.encode import encode_into
 from sonarkit.models.rollout import END_OF_SEQUENCE
@@ -151,7 +152,7 @@ def test_a_full_disk_is_told_and_keeps_what_was_there(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(building.os, "fsync", full)
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
     with pytest.raises(OSError, match="No space left.*start again"):
         encode_into(corpus, tmp_path / "store", sonar, ALONE)
     assert list((tmp_path / "store").iterdir()) == []
