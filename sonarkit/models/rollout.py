@@ -50,10 +50,10 @@ class RolloutConfig:
     It ends when the cosine of the predicted vector (`stop_on="predicted"`, the paper's rule) or of the
     re-encoded sentence (`"reencoded"`, the published script's) to the vector of "End of sequence." exceeds
     `end_threshold`, or when the sentence says just that: the loss asks of a prediction that it decodes to the end, not
-    that it lies near its vector, and after a short training it seldom does; when a sentence repeats an earlier
-    one of the story to the letter ("loop"; the repetition
-    is left out); or when it has `max_sentences` sentences, the prompt's included. `noise` is the standard
-    deviation of Gaussian noise on each predicted vector, relative to that vector's root mean square.
+    that it lies near its vector, and after a short training it seldom does (English output only); when a sentence
+    repeats an earlier one of the story to the letter ("loop"; the repetition is left out); or when it has
+    `max_sentences` sentences, the prompt's included. `noise` is the standard deviation of Gaussian noise on each
+    predicted vector, relative to that vector's root mean square.
     """
 
     max_sentences: int = 32
