@@ -38,7 +38,7 @@ class CodecRun:
     ffn: int = 1024
     dropout: float = 0.0
     codec_max_tokens: int = 128
-    pairs_per_step: int = 48
+    pairs_per_step: int = 40
     micro_pairs: int = 256
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
@@ -75,8 +75,8 @@ def codec_mini() -> CodecRun:
     """The shipped codec: D = 256, two CPU cores."""
     optimizer = OptimizerConfig(lr=2e-3, muon=True, warmup_steps=300, schedule="cosine", min_lr_ratio=0.01)
     return CodecRun(
-        TrainConfig(Path("runs/codec-mini"), steps=3000, precision="bfloat16", log_every=50, save_every=250, optimizer=optimizer),
-        objective=ObjectiveConfig(dae_weight=0.1, noise_ratio=0.1, dae_share=0.125),
+        TrainConfig(Path("runs/codec-mini"), steps=2800, precision="auto", log_every=50, save_every=250, optimizer=optimizer),
+        objective=ObjectiveConfig(dae_weight=0.5, dae_share=0.25, noise_ratio=0.0),
     )
 
 
@@ -96,7 +96,7 @@ def sonar_llm(size: str) -> SonarLLMRun:
         TrainConfig(
             Path(f"runs/sonar-llm-{size}"),
             steps=3000,
-            precision="bfloat16",
+            precision="auto",
             log_every=20,
             eval_every=500,
             save_every=250,

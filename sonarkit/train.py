@@ -74,8 +74,6 @@ def train_sonar_llm(run: SonarLLMRun, world: World) -> dict[str, float]:
     codec = run.codec if run.codec in SHIPPED else str(Path(run.codec).resolve())  # to be found from any folder
     config = SonarLLMConfig(run.backbone, sonar.config.width, codec, sonar.fingerprint())
     model = SonarLLM(config, sonar)
-    if run.train.precision == "bfloat16":
-        print0(world, "bfloat16 autocast; weights, sums and optimizer in float32")
     print0(
         world,
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(stores[0])} documents, {world.size} rank(s)",

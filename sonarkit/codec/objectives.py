@@ -23,7 +23,7 @@ class ObjectiveConfig:
     """Weights of the three losses and the noise of the denoising one.
 
     `noise_ratio` of the pieces are covered by masked spans (mean length `noise_span`), each replaced by one
-    `<unk>`, NLLB's denoising with replace-length 1. `dae_share` of the sentences of a batch are denoised;
+    `<unk>`, NLLB's denoising with replace-length 1; 0 is plain auto-encoding, of the vectors at hand. `dae_share` of the sentences of a batch are denoised;
     the loss is weighted up so that the expectation is that of all of them.
     """
 
@@ -75,9 +75,10 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig) -> LossSu
     denoised: list[int] = []
     if config.dae_weight:
         denoised = rng.sample(range(2 * pairs), max(1, round(config.dae_share * 2 * pairs)))
-        sources += [masked_spans(batch.sources[i], sonar.tokenizer.unk_id, config, rng) for i in denoised]
+        if config.noise_ratio:
+            sources += [masked_spans(batch.sources[i], sonar.tokenizer.unk_id, config, rng) for i in denoised]
     z = sonar.encoder(*pack(sources, device))
-    clean, noisy = z[: 2 * pairs], z[2 * pairs :]
+    clean, noisy = z[: 2 * pairs], z[2 * pairs :] if config.noise_ratio else z[denoised]
     swapped = torch.cat([clean[pairs:], clean[:pairs]])
 
     translation, losses = sonar.decoder.token_losses(

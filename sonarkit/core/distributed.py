@@ -50,6 +50,13 @@ def start(device: str = "auto") -> World:
     return World(rank, size, local_rank, chosen)
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 products (on a CPU: AVX-512 BF16 or AMX). Elsewhere they are emulated, slowly."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def stop() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():

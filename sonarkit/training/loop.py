@@ -25,7 +25,15 @@ from torch import Tensor, nn
 
 from sonarkit.core import checkpoint
 from sonarkit.core.config import difference, fingerprint, to_dict
-from sonarkit.core.distributed import World, barrier, broadcast_parameters, print0, sum_gradients, sum_over_ranks
+from sonarkit.core.distributed import (
+    World,
+    barrier,
+    broadcast_parameters,
+    multiplies_bfloat16,
+    print0,
+    sum_gradients,
+    sum_over_ranks,
+)
 from sonarkit.core.loss import LossSum
 from sonarkit.training.metrics import RunLog, peak_memory_gb
 from sonarkit.training.optimizer import OptimizerConfig, Optimizers, learning_rate, make_optimizer
@@ -39,13 +47,14 @@ class TrainConfig:
 
     `max_minutes` ends this sitting with a checkpoint; the same command goes on from there, on the same schedule.
     `eval_every` and `save_every` count steps, 0 is only at the end. `threads` is torch's number of CPU threads
-    per process, None leaves it as it is.
+    per process, None leaves it as it is. `precision` "auto" is bfloat16 autocast where the hardware multiplies
+    bfloat16, else float32: a CPU that has to emulate it is 100 times slower.
     """
 
     out: Path
     steps: int
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     log_every: int = 10
     eval_every: int = 0
     save_every: int = 200
@@ -109,6 +118,8 @@ def train(task: Task, config: TrainConfig, world: World) -> dict[str, float]:
     optimizer = make_optimizer(model, config.optimizer)
     state = _resume(task, config, world, optimizer, batches)
     sitting, before, logged = time.monotonic(), state.seconds, _Sums()
+    half = config.precision == "bfloat16" or (config.precision == "auto" and multiplies_bfloat16(world.device))
+    print0(world, "bfloat16 autocast; weights, sums and optimizer in float32" if half else "float32 throughout")
 
     with _stop_on_signal() as stop, RunLog(config.out / "metrics.jsonl", state.step, config.steps, world.rank == 0) as log:
         stopping = False
@@ -117,7 +128,7 @@ def train(task: Task, config: TrainConfig, world: World) -> dict[str, float]:
             rate = learning_rate(state.step, config.steps, config.optimizer)
             sums = _Sums()
             for batch in next(batches):
-                with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                with torch.autocast(world.device.type, torch.bfloat16, enabled=half):
                     loss = task.loss(batch)
                 loss.total.backward()
                 sums.add(loss)

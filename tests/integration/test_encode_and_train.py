@@ -111,16 +111,12 @@ def test_a_corpus_that_cannot_be_read_is_refused(codec: Path, tmp_path: Path, re
 # ---------------------------------------------------------------------- training
 
 
-def training(stores: Stores, codec: Path, out: Path, muon: bool = False, **options: Any) -> list[Any]:
-    """The arguments of a tiny SONAR-LLM run of 60 steps that logs every one.
-
-    Muon orthogonalises in bfloat16, where a sum's last bit in float32 can become 0.4 %: the number of ranks does not
-    matter to 1e-5 without it only.
-    """
+def training(stores: Stores, codec: Path, out: Path, **options: Any) -> list[Any]:
+    """The arguments of a tiny SONAR-LLM run of 60 steps that logs every one."""
     options = {"steps": 60, "documents_per_step": 8, "micro_tokens": 700, "warmup_steps": 2, "log_every": 1, **options}
     options |= {"data": stores[0], "valid": stores[1], "codec": codec, "out": out, "save_every": 10}
     flags = [part for name, value in options.items() for part in ("--" + name.replace("_", "-"), value)]
-    return ["sonar-llm", "--size", "mini", *TINY, "--muon" if muon else "--no-muon", *flags]
+    return ["sonar-llm", "--size", "mini", *TINY, *flags]
 
 
 def losses(out: Path) -> list[tuple[int, float, float]]:
@@ -153,7 +149,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
 ) -> None:
     """With the recipe's optimizer, whose two parts both have a state to restore."""
     out, whole = tmp_path / "run", tmp_path / "whole"
-    command = [PACKAGE / "train.py", *training(stores, codec, out, muon=True)]
+    command = [PACKAGE / "train.py", *training(stores, codec, out)]
     with started(command) as process:
         wait_for(lambda: (out / "step-00000020").is_dir(), process)
         process.kill()
@@ -161,12 +157,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     before = losses(out)
     assert 20 <= len(before) < 60 and not (out / "final").exists()
 
-    refused(train.main, training(stores, codec, out, muon=True, lr=2e-2), "another configuration", "optimizer.lr: 0.001 -> 0.02")
+    refused(train.main, training(stores, codec, out, lr=2e-2), "another configuration", "optimizer.lr: 0.001 -> 0.02")
     assert losses(out) == before  # nothing is lost by asking
 
     again = run(command)
     assert again.returncode == 0 and re.search(r"resumed .* from step \d0 of 60", again.stdout), again
-    assert run([PACKAGE / "train.py", *training(stores, codec, whole, muon=True)]).returncode == 0
+    assert run([PACKAGE / "train.py", *training(stores, codec, whole)]).returncode == 0
     assert losses(out) == losses(whole)  # bit for bit
     weights = Path("final/model.safetensors")
     assert (out / weights).read_bytes() == (whole / weights).read_bytes()

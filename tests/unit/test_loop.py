@@ -27,7 +27,7 @@ from sonarkit.core.distributed import World
 from sonarkit.core.loss import LossSum
 from sonarkit.training.loop import MOST_SKIPPED, TrainConfig, train
 from sonarkit.training.metrics import read_metrics
-from sonarkit.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from sonarkit.training.optimizer import Muon, OptimizerConfig, learning_rate, make_optimizer, orthogonalised
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 OPTIMIZER = OptimizerConfig(lr=1e-2, warmup_steps=3, weight_decay=0.1, clip=0.5)
@@ -250,6 +250,19 @@ def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
     assert losses(tmp_path)[-1][1] < losses(tmp_path)[0][1]
 
 
+def test_auto_is_bfloat16_only_where_the_hardware_multiplies_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, name in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda place=place: place)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        for precision in ("auto", name):
+            train(ToyTask(), config(tmp_path / f"{name}-{precision}", precision=precision, save_every=0), ALONE)
+        assert losses(tmp_path / f"{name}-auto") == losses(tmp_path / f"{name}-{name}")
+        assert f"{name}" in capsys.readouterr().out.splitlines()[0]
+    assert losses(tmp_path / "bfloat16-auto") != losses(tmp_path / "float32-auto")
+
+
 # ---------------------------------------------------------------------- what is logged, and losses that are not finite
 
 
@@ -274,7 +287,8 @@ def test_metrics_and_console(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert records[0]["lr"] == learning_rate(7, 20, OPTIMIZER)
     assert records[0]["loss_mse"] == pytest.approx(2 * records[0]["loss_nats_per_token"])  # 24 tokens for 12 rows
     assert records[3]["seconds_left"] == 0
-    lines = capsys.readouterr().out.splitlines()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "float32 throughout"
     assert [line.split("  ")[0] for line in lines[:5]] == ["step 8/20", "step 10/20", "step 16/20", "step 20/20", "step 20/20"]
     assert all(len(line) < 100 for line in lines[:5])
 
@@ -321,6 +335,42 @@ def test_only_matrices_decay() -> None:
     assert (matrices["weight_decay"], vectors["weight_decay"], len(vectors["params"])) == (0.1, 0.0, 2)
     with pytest.raises(ValueError, match="Linear has no parameter to train"):
         make_optimizer(nn.Linear(1, 1).requires_grad_(False), OPTIMIZER)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
+def test_muon_pushes_every_singular_value_to_one_and_keeps_the_directions(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / matrix.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    assert 0.6 < values.min() and values.max() < 1.25
+    torch.testing.assert_close(orthogonalised(matrix), left * values @ right)
+    assert not orthogonalised(torch.zeros(shape)).any()
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+def test_muon_is_torchs_but_for_the_precision() -> None:
+    """torch's orthogonalises in bfloat16, which is good for two digits."""
+    ours, theirs = (nn.Linear(6, 4, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    start = ours.weight.detach().clone()
+    peer = torch.optim.Muon(theirs.parameters(), lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizers = {ours: Muon([ours.weight], lr=0.01, weight_decay=0.1), theirs: peer}
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        for model, optimizer in optimizers.items():
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight - start, theirs.weight - start, rtol=0.05, atol=3e-4)
+
+
+def test_muon_takes_the_linear_layers_matrices_and_adam_the_rest() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+    muon, adam = make_optimizer(model, replace(OPTIMIZER, muon=True)).parts
+    assert isinstance(muon, Muon) and [p.shape for group in muon.param_groups for p in group["params"]] == [(3, 4)]
+    assert [p.shape for group in adam.param_groups for p in group["params"]] == [(5, 4), (3,)]
 
 
 def test_impossible_settings_are_refused(tmp_path: Path) -> None:
