@@ -23,8 +23,9 @@ class ObjectiveConfig:
     """Weights of the three losses and the noise of the denoising one.
 
     `noise_ratio` of the pieces are covered by masked spans (mean length `noise_span`), each replaced by one
-    `<unk>`, NLLB's denoising with replace-length 1; 0 is plain auto-encoding, of the vectors at hand. `dae_share` of the sentences of a batch are denoised;
-    the loss is weighted up so that the expectation is that of all of them.
+    `<unk>`, NLLB's denoising with replace-length 1; 0 is plain auto-encoding, of the vectors at hand.
+    `dae_share` of the sentences of a batch are denoised; the loss is weighted up so that the expectation is that of
+    all of them.
     """
 
     mt_weight: float = 1.0

@@ -1,0 +1,98 @@
+"""What the widgets share: a line that says what is going on, and work in the background that can be stopped."""
+
+from __future__ import annotations
+
+import html
+import threading
+import traceback
+from collections.abc import Callable
+
+import ipywidgets as widgets
+
+
+class Status(widgets.HTML):
+    """One line under the controls: what is being done, how far it is, or what went wrong, as a sentence.
+
+    Screen readers speak it when it changes. Text is shown as it stands, never as HTML.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_class("sk-status")
+        self.text = ""
+        self.say("")
+
+    def say(self, text: str, done: int = 0, of: int = 0) -> None:
+        """Show a line; with `of`, a progress bar of `done` steps before it."""
+        self.text = text
+        bar = f'<progress value="{done}" max="{of}"></progress> ' if of else ""
+        self.value = f'<div role="status" aria-live="polite">{bar}{html.escape(text)}</div>'
+
+    def fail(self, text: str) -> None:
+        """Show what went wrong."""
+        self.text = text
+        self.value = f'<div role="alert" style="color: #D55E00"><b>⚠</b> {html.escape(text)}</div>'
+
+
+class Work:
+    """One piece of work at a time, in a thread of its own, so that the buttons stay alive.
+
+    `on_change(busy)` is called when work begins and ends. An error of the work becomes a sentence in `status`; the
+    exception is kept in `error`, with its traceback, for whoever looks for it.
+    """
+
+    def __init__(self, status: Status, on_change: Callable[[bool], None] = lambda busy: None) -> None:
+        self.status, self.on_change = status, on_change
+        self.error: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was asked for; work looks at it between its steps."""
+        return self._stop.is_set()
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin `work`; says so and does nothing when other work is under way."""
+        if self.busy:
+            self.status.say("Still working; press Stop first.")
+            return
+        self._stop.clear()
+        self.error = None
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self.on_change(True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the work to end after its present step."""
+        self._stop.set()
+
+    def wait(self, seconds: float = 60.0) -> None:
+        """Until the work has ended. TimeoutError when it has not in `seconds`; errors of the work are not raised."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                raise TimeoutError(f"the work has not ended within {seconds:g} s; stop() asks it to")
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # whatever it is, the user reads a sentence
+            self.error = error
+            self.status.fail(as_sentence(error))
+        finally:
+            self.on_change(False)
+
+
+def as_sentence(error: BaseException) -> str:
+    """An error in words. What is not the user's to mend names its place in the code, so that it can be reported."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError) and text:
+        return text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    place = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+    where = f" in {place.name}, line {place.lineno}" if place else ""
+    return f"Something went wrong that should not have ({type(error).__name__}{where}: {text}). Please report it."

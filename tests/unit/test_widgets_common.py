@@ -1,0 +1,62 @@
+"""The status line and work in the background."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from sonarkit.explore.widgets.common import Status, Work, as_sentence
+
+
+def test_status_shows_text_as_it_stands() -> None:
+    status = Status()
+    status.say("telling <b>3</b>", 3, 32)
+    assert status.text == "telling <b>3</b>"
+    assert "telling &lt;b&gt;3&lt;/b&gt;" in status.value and '<progress value="3" max="32">' in status.value
+    status.fail("no <script>")
+    assert "<script>" not in status.value and 'role="alert"' in status.value
+
+
+def test_work_reports_stops_and_refuses_a_second() -> None:
+    status, changes, begun = Status(), [], threading.Event()
+    work = Work(status, changes.append)
+
+    def until_stopped() -> None:
+        begun.set()
+        while not work.stopping:
+            begun.wait(0.001)
+        status.say("stopped")
+
+    work.start(until_stopped)
+    assert begun.wait(5) and work.busy
+    work.start(lambda: status.say("never"))
+    assert status.text == "Still working; press Stop first."
+    with pytest.raises(TimeoutError, match="has not ended within 0.01 s"):
+        work.wait(0.01)
+    work.stop()
+    work.wait(5)
+    assert (status.text, changes, work.busy) == ("stopped", [True, False], False)
+
+
+def test_errors_become_sentences_and_the_next_work_starts_clean() -> None:
+    def wrong() -> None:
+        raise ValueError("the prompt holds no sentence; begin with one")
+
+    work = Work(Status())
+    work.start(wrong)
+    work.wait(5)
+    assert work.status.text == "The prompt holds no sentence; begin with one."
+    assert isinstance(work.error, ValueError)
+    work.start(lambda: work.status.say("fine"))
+    work.wait(5)
+    assert (work.status.text, work.error) == ("fine", None)
+
+
+def test_an_error_of_ours_says_where() -> None:
+    try:
+        raise KeyError("lost")
+    except KeyError as error:
+        text = as_sentence(error)
+    assert "KeyError in test_an_error_of_ours_says_where, line" in text and text.endswith("Please report it.")
+    assert as_sentence(OSError("disk full!")) == "Disk full!"
