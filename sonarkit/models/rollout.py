@@ -5,21 +5,21 @@
 3. The prediction is decoded to a sentence; if it means "End of sequence.", the story ends.
 4. The sentence is encoded again, its vector joins the context, and 2 follows.
 
-Many prompts run as one batch; a story that has ended leaves it.
+Many prompts run as one batch; a story that has ended leaves it. `candidates` gives several sentences for step 3 to choose from.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sonarkit.codec.search import SearchConfig
+from sonarkit.codec.search import Hypothesis, SearchConfig
 from sonarkit.text.languages import check_language, per_text
 from sonarkit.text.sentences import split_sentences
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sonarkit.codec.pipeline import Sonar
 
 END_OF_SEQUENCE = "End of sequence."
+END_LANGUAGE = "eng_Latn"  # the language of that sentence
 StoppedBy = Literal["end", "max_sentences", "loop"]
 
 
@@ -49,9 +50,8 @@ class RolloutConfig:
 
     It ends when the cosine of the predicted vector (`stop_on="predicted"`, the paper's rule) or of the
     re-encoded sentence (`"reencoded"`, the published script's) to the vector of "End of sequence." exceeds
-    `end_threshold`, or when the sentence says just that: the loss asks of a prediction that it decodes to the end, not
-    that it lies near its vector, and after a short training it seldom does (English output only); when a sentence
-    repeats an earlier one of the story to the letter ("loop"; the repetition is left out); or when it has
+    `end_threshold`; when the prediction says just that, whatever language the story is told in (see `_judge`); when a
+    sentence repeats an earlier one of the story to the letter ("loop"; the repetition is left out); or when it has
     `max_sentences` sentences, the prompt's included. `noise` is the standard deviation of Gaussian noise on each
     predicted vector, relative to that vector's root mean square.
     """
@@ -68,6 +68,18 @@ class RolloutConfig:
             raise ValueError(f"max_sentences must be at least 2, end_threshold a cosine, noise not negative: {self}")
         if self.stop_on not in ("predicted", "reencoded"):
             raise ValueError(f"stop_on must be 'predicted' or 'reencoded', got {self.stop_on!r}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sentence that may come next, every stage kept: what was predicted, said, and read back."""
+
+    sentence: str
+    predicted_D: Tensor
+    reencoded_D: Tensor
+    end_cosine: float  # of the vector that `stop_on` names
+    log_prob: float  # mean per token of the decoded sentence, nats
+    ends: bool  # it says that the story is over, and is not part of it
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,7 @@ def split_prompt(prompt: str, lang: str) -> list[str]:
 def tell(
     model: ConceptModel,
     prompts: Sequence[Sequence[str]],
-    lang: str | Sequence[str] = "eng_Latn",
+    lang: str | Sequence[str | Sequence[str]] = "eng_Latn",
     config: RolloutConfig = RolloutConfig(),
     *,
     output_lang: str | None = None,
@@ -128,61 +140,166 @@ def tell(
 ) -> Iterator[Step]:
     """Continue each prompt (a list of sentences); yields every step as it is made, story by story in each round.
 
-    The prompts may be in different languages; all stories are told in `output_lang` (default: each in its own).
+    `lang` is one code, or for each prompt a code or one code per sentence. All stories are told in `output_lang`
+    (default: each in the language of its last sentence).
     """
     sonar = model.sonar
-    languages = per_text(lang, len(prompts), sonar.languages)
-    told_in = [check_language(output_lang, sonar.languages)] * len(prompts) if output_lang else languages
-    generator = torch.Generator().manual_seed(seed) if seed is not None else None
-    end_D = F.normalize(sonar.encode([END_OF_SEQUENCE], "eng_Latn")[0], dim=0)
-
-    room = config.max_sentences - 1
-    for prompt in prompts:
-        if len(prompt) > room:
-            warnings.warn(f"the prompt has {len(prompt)} sentences; the model reads the last {room}", PromptWarning, stacklevel=2)
-    heads = [list(prompt)[-room:] for prompt in prompts]
-    flat = sonar.encode([s for head in heads for s in head], [code for code, head in zip(languages, heads) for _ in head])
-    vectors = list(flat.split([len(head) for head in heads]))
+    heads, languages = _read(sonar, prompts, lang, config.max_sentences - 1)
+    told_in = [output_lang or codes[-1] for codes in languages]
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    end_D = _end_direction(sonar, told_in)
+    flat_ND = sonar.encode([s for head in heads for s in head], [code for codes in languages for code in codes])
+    vectors = flat_ND.split([len(head) for head in heads])
     seen = [set(head) for head in heads]
 
     active = list(range(len(prompts)))
     counts = torch.tensor([len(v) for v in vectors])
     context = model.start(len(active), config.max_sentences)
-    fresh_BSD = torch.nn.utils.rnn.pad_sequence(vectors, batch_first=True)
+    fresh_BSD = torch.nn.utils.rnn.pad_sequence(list(vectors), batch_first=True)
     fresh_B = counts
     round_number = 0
     while active:
-        predicted_BD = model.advance(fresh_BSD, context, fresh_B)
-        if config.noise:
-            scale = config.noise * predicted_BD.square().mean(1, keepdim=True).sqrt()
-            predicted_BD = predicted_BD + scale * torch.randn(predicted_BD.shape, generator=generator).to(predicted_BD)
+        predicted_BD = _noisy(model.advance(fresh_BSD, context, fresh_B), config.noise, generator)
         codes = [told_in[i] for i in active]
         found = sonar.search(predicted_BD, codes, config.search, seed=None if seed is None else seed + round_number)
-        sentences = [sonar.tokenizer.decode(hypotheses[0].ids) for hypotheses in found]
-        reencoded_BD = sonar.encode(sentences, codes)
-        judged_BD = predicted_BD if config.stop_on == "predicted" else reencoded_BD
-        cosines = (F.normalize(judged_BD.float(), dim=1) @ end_D).tolist()
+        said = _judge(sonar, predicted_BD, [hypotheses[0] for hypotheses in found], codes, config, end_D)
 
         going = []
-        for row, story in enumerate(active):
+        for row, (story, new) in enumerate(zip(active, said)):
             counts[story] += 1
             stopped: StoppedBy | None = None
-            if cosines[row] > config.end_threshold or sentences[row] == END_OF_SEQUENCE:
+            if new.ends:
                 stopped = "end"
-            elif config.stop_on_loop and sentences[row] in seen[story]:
+            elif config.stop_on_loop and new.sentence in seen[story]:
                 stopped = "loop"
             elif counts[story] >= config.max_sentences:
                 stopped = "max_sentences"
             else:
                 going.append(row)
-            seen[story].add(sentences[row])
-            yield Step(story, predicted_BD[row], sentences[row], reencoded_BD[row], cosines[row], found[row][0].score, stopped)
+            seen[story].add(new.sentence)
+            yield Step(story, new.predicted_D, new.sentence, new.reencoded_D, new.end_cosine, new.log_prob, stopped)
         active = [active[row] for row in going]
-        if len(going) < len(sentences):
-            context = context.select(torch.tensor(going, dtype=torch.long, device=reencoded_BD.device))
-        fresh_BSD = reencoded_BD[going, None]
+        if len(going) < len(said):
+            context = context.select(torch.tensor(going, dtype=torch.long, device=predicted_BD.device))
+        if going:
+            fresh_BSD = torch.stack([said[row].reencoded_D for row in going])[:, None]
         fresh_B = torch.ones(len(going), dtype=torch.long)
         round_number += 1
+
+
+@torch.no_grad()
+def candidates(
+    model: ConceptModel,
+    sentences: Sequence[str],
+    lang: str | Sequence[str] = "eng_Latn",
+    config: RolloutConfig = RolloutConfig(),
+    count: int = 5,
+    *,
+    output_lang: str | None = None,
+    seed: int | None = None,
+    spread: float = 0.5,
+) -> list[Candidate]:
+    """Up to `count` different sentences that may follow a story so far; the first is what `tell` would say.
+
+    The others come from two noisy copies of the prediction for each one wanted, with noise growing in equal steps up to
+    `spread` (relative, as `RolloutConfig.noise`), the nearest first; then from what else the beam found. Fewer are returned
+    when no more are different. `lang` is one code or one per sentence; see `tell` for `output_lang`.
+    """
+    if count < 1 or spread < 0:
+        raise ValueError(f"count must be at least 1 and spread not negative, got {count} and {spread}")
+    sonar = model.sonar
+    (head,), (languages,) = _read(sonar, [sentences], [lang], config.max_sentences - 1)
+    told_in = output_lang or languages[-1]
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    end_D = _end_direction(sonar, [told_in])
+
+    context = model.start(1, len(head))
+    predicted_1D = model.advance(sonar.encode(head, languages)[None], context, torch.tensor([len(head)]))
+    first_1D = _noisy(predicted_1D, config.noise, generator)
+    copies = 2 * (count - 1)
+    steps_K1 = torch.linspace(0, 1, copies + 1, device=predicted_1D.device)[1:, None]
+    others_KD = _noisy(predicted_1D.expand(copies, -1), spread * steps_K1, generator)
+    # What is drawn depends on the other rows of a batch: the first must be drawn alone, as `tell` would draw it.
+    batches = [first_1D, others_KD] if config.search.sample else [torch.cat([first_1D, others_KD])]
+    found = [
+        hypotheses
+        for i, batch_KD in enumerate(batches)
+        for hypotheses in sonar.search(batch_KD, told_in, config.search, seed=None if seed is None else seed + i)
+    ]
+    rest = found[0][1:]  # of the beam
+    predicted_KD = torch.cat([first_1D, others_KD, first_1D.expand(len(rest), -1)])
+    spoken = [*(hypotheses[0] for hypotheses in found), *rest]
+    different: dict[str, Candidate] = {}
+    for candidate in _judge(sonar, predicted_KD, spoken, [told_in] * len(spoken), config, end_D):
+        different.setdefault(candidate.sentence, candidate)
+    return list(different.values())[:count]
+
+
+# ---------------------------------------------------------------------- one round
+
+
+def _read(
+    sonar: Sonar, prompts: Sequence[Sequence[str]], lang: str | Sequence[str | Sequence[str]], room: int
+) -> tuple[list[list[str]], list[list[str]]]:
+    """The last `room` sentences of each prompt, and the checked language of each of them."""
+    given = [lang] * len(prompts) if isinstance(lang, str) else list(lang)
+    if len(given) != len(prompts):
+        raise ValueError(f"one language for all prompts or one for each: got {len(given)} for {len(prompts)} prompts")
+    languages = [per_text(code, len(prompt), sonar.languages) for code, prompt in zip(given, prompts)]
+    for prompt in prompts:
+        if not prompt:
+            raise ValueError("a prompt holds no sentence; there must be at least one to continue")
+        if len(prompt) > room:
+            warnings.warn(f"the prompt has {len(prompt)} sentences; the model reads the last {room}", PromptWarning, stacklevel=3)
+    return [list(prompt)[-room:] for prompt in prompts], [codes[-room:] for codes in languages]
+
+
+def _end_direction(sonar: Sonar, told_in: Sequence[str]) -> Tensor:
+    """The vector of the end sentence, of length 1; checks the languages that stories will be told in."""
+    for code in set(told_in):
+        check_language(code, sonar.languages)
+    return F.normalize(sonar.encode([END_OF_SEQUENCE], END_LANGUAGE)[0], dim=0)
+
+
+def _noisy(vectors_BD: Tensor, noise: float | Tensor, generator: torch.Generator | None) -> Tensor:
+    """Add Gaussian noise, relative to each vector's root mean square; nothing is drawn for a noise of 0."""
+    if isinstance(noise, float | int) and not noise:
+        return vectors_BD
+    scale_B1 = noise * vectors_BD.square().mean(1, keepdim=True).sqrt()
+    return vectors_BD + scale_B1 * torch.randn(vectors_BD.shape, generator=generator).to(vectors_BD)
+
+
+def _judge(
+    sonar: Sonar,
+    predicted_BD: Tensor,
+    spoken: Sequence[Hypothesis],
+    codes: Sequence[str],
+    config: RolloutConfig,
+    end_D: Tensor,
+) -> list[Candidate]:
+    """Read each decoded sentence back, and tell whether it ends its story.
+
+    Beside the cosine, a prediction ends it that says "End of sequence.": the loss asks that it decodes to this sentence,
+    not that it lies near its vector, and after a short training it seldom does. The sentence has no sure wording in
+    another language (a decoder may never have met its translation), so there the prediction is decoded in English, too.
+    """
+    sentences = [sonar.tokenizer.decode(hypothesis.ids) for hypothesis in spoken]
+    reencoded_BD = sonar.encode(sentences, codes)
+    judged_BD = predicted_BD if config.stop_on == "predicted" else reencoded_BD
+    cosines = (F.normalize(judged_BD.float(), dim=1) @ end_D).tolist()
+    says_end = [sentence == END_OF_SEQUENCE for sentence in sentences]
+    foreign = [row for row, code in enumerate(codes) if code != END_LANGUAGE and not says_end[row]]
+    if foreign:
+        # Greedy, and no longer than the end sentence: a few cheap steps.
+        greedy = replace(config.search, beam_size=1, sample=False, max_tokens=len(sonar.tokenizer.pieces(END_OF_SEQUENCE)))
+        for row, hypotheses in zip(foreign, sonar.search(predicted_BD[foreign], END_LANGUAGE, greedy)):
+            says_end[row] = hypotheses[0].ended and sonar.tokenizer.decode(hypotheses[0].ids) == END_OF_SEQUENCE
+    ends = [cosine > config.end_threshold or says for cosine, says in zip(cosines, says_end)]
+    scores = [hypothesis.score for hypothesis in spoken]
+    return [Candidate(*row) for row in zip(sentences, predicted_BD, reencoded_BD, cosines, scores, ends)]
+
+
+# ---------------------------------------------------------------------- whole stories
 
 
 @overload

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sonarkit.codec.pipeline import Sonar
+from sonarkit.codec.search import SearchConfig
 from sonarkit.models import rollout
 from sonarkit.models.backbone import BackboneConfig
-from sonarkit.models.rollout import END_OF_SEQUENCE, generate, tell
+from sonarkit.models.rollout import END_OF_SEQUENCE, RolloutConfig, candidates, generate, tell
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig
 from sonarkit.store.reader import Document
 
@@ -129,6 +131,9 @@ class Memory:
     def decode(self, ids: tuple[int, ...]) -> str:
         return self.words[ids[0]]
 
+    def pieces(self, text: str) -> list[int]:
+        return [self.words.index(text)]
+
     def start(self, rows: int, positions: int) -> Memory.Rows:
         return Memory.Rows()
 
@@ -206,3 +211,69 @@ def test_steps_come_one_by_one(model: SonarLLM) -> None:
     steps = tell(model, [["The fox ran home."]])
     first = next(steps)
     assert first.story == 0 and first.predicted_D.shape == (32,) and -1 <= first.end_cosine <= 1
+
+
+class Bilingual(Memory):
+    """Says every sentence in French with "(fr)" behind it."""
+
+    def encode(self, texts: list[str], lang: object = "eng_Latn") -> Tensor:
+        return super().encode([text.removesuffix(" (fr)") for text in texts])
+
+    def search(self, z: Tensor, lang: object, config: object, seed: int | None = None) -> list[list[object]]:
+        codes = [lang] * len(z) if isinstance(lang, str) else lang
+        found = super().search(z, lang, config, seed)
+        return [[replace(h[0], ids=(*h[0].ids, code == "fra_Latn"))] for h, code in zip(found, codes)]  # type: ignore
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        return super().decode(ids) + (" (fr)" if ids[1] else "")
+
+
+def test_the_end_is_understood_in_every_language() -> None:
+    """Even where the decoder has words of its own for it, and the prediction lies nowhere near the end vector."""
+    model = Bilingual({"Ants ran.": "Bees hummed.", "Bees hummed.": END_OF_SEQUENCE})
+    for lang, said in {"eng_Latn": END_OF_SEQUENCE, "fra_Latn": f"{END_OF_SEQUENCE} (fr)"}.items():
+        story = generate(model, "Ants ran.", lang, end_threshold=1.0)  # type: ignore[arg-type]
+        assert (story.stopped_by, story.steps[-1].sentence, len(story.continuation)) == ("end", said, 1)
+    (end,) = candidates(model, ["Bees hummed."], output_lang="fra_Latn", count=1)  # type: ignore[arg-type]
+    (other,) = candidates(model, ["Ants ran."], output_lang="fra_Latn", count=1)  # type: ignore[arg-type]
+    assert end.ends and not other.ends
+
+
+SO_FAR = ["The fox ran home.", "Mia slept."]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("search", [SearchConfig(2, 8), SearchConfig(max_tokens=8, sample=True)], ids=["beam", "sampling"])
+def test_the_first_candidate_is_what_would_be_told_and_the_others_differ(
+    model: SonarLLM, search: SearchConfig, noise: float
+) -> None:
+    config = RolloutConfig(noise=noise, search=search)
+    found = candidates(model, SO_FAR, config=config, count=4, seed=3, spread=2.0)
+    told = next(tell(model, [SO_FAR], config=config, seed=3))
+    assert (found[0].sentence, found[0].log_prob) == (told.sentence, pytest.approx(told.log_prob, abs=1e-4))
+    torch.testing.assert_close(found[0].predicted_D, told.predicted_D, rtol=0, atol=1e-5)
+    assert 2 <= len(found) <= 4 and len({c.sentence for c in found}) == len(found)
+    again = candidates(model, SO_FAR, config=config, count=4, seed=3, spread=2.0)
+    assert [c.sentence for c in again] == [c.sentence for c in found]
+    for candidate in found:
+        torch.testing.assert_close(candidate.reencoded_D, model.sonar.encode([candidate.sentence])[0], rtol=0, atol=1e-5)
+
+
+def test_candidates_are_decoded_in_one_batch_and_fewer_when_no_more_differ() -> None:
+    memory = Memory({"Ants ran.": "Bees hummed."})
+    assert [c.sentence for c in candidates(memory, ["Ants ran."], count=5, spread=0.0)] == ["Bees hummed."]  # type: ignore[arg-type]
+    assert memory.calls == [9]
+    with pytest.raises(ValueError, match="count must be at least 1"):
+        candidates(memory, ["Ants ran."], count=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one to continue"):
+        candidates(memory, [])  # type: ignore[arg-type]
+
+
+def test_a_story_so_far_may_mix_languages(model: SonarLLM) -> None:
+    mixed = ["eng_Latn", "fra_Latn"]
+    expected = model.predict_next(model.sonar.encode(SO_FAR, mixed)[None])[0]
+    for found in (candidates(model, SO_FAR, mixed, count=1)[0], next(tell(model, [SO_FAR], [mixed]))):
+        torch.testing.assert_close(found.predicted_D, expected, rtol=0, atol=1e-5)
+        assert torch.equal(found.reencoded_D, model.sonar.encode([found.sentence], "fra_Latn")[0])
+    with pytest.raises(ValueError, match="3 codes for 2 texts"):
+        candidates(model, SO_FAR, [*mixed, "deu_Latn"])
