@@ -212,15 +212,38 @@ class Sonar(nn.Module):
         Sum in nats and count of target tokens: pieces and `</s>`. `as_published` also counts the language
         token and a second `</s>`, as SONAR-LLM's published trainer does (arXiv 2508.05305, public code).
         """
-        _check_texts(texts)
-        z = self._check_vectors(z)
-        if len(z) != len(texts):
-            raise ValueError(f"one vector per text is needed, got {len(z)} vectors and {len(texts)} texts")
-        targets = self.target_ids(texts, lang)
+        z, targets = self._check_pairs(z, texts), self.target_ids(texts, lang)
         if as_published:
             targets = [[*ids, self.tokenizer.eos_id] for ids in targets]
         total, losses = self.decoder.token_losses(z, *pack(targets, self.device), skip=0 if as_published else 1)
         return LossSum(total, len(losses), {})
+
+    @torch.no_grad()
+    def token_log_probs(
+        self, z: Tensor, texts: Sequence[str], lang: str | Sequence[str] = "eng_Latn"
+    ) -> list[list[tuple[str, float]]]:
+        """For each text its pieces and `</s>`, as they are written, with their log-probability in nats given its vector.
+
+        By teacher forcing, in the order of the text: what `token_loss` sums, token by token. Near 0 is what the vector
+        (n, D), or the words before, pin down.
+        """
+        z, targets = self._check_pairs(z, texts), self.target_ids(texts, lang)
+        if not targets:
+            return []
+        flat, packing = pack(targets, self.device)
+        _, losses = self.decoder.token_losses(z, flat, packing)
+        order = packing.order_N.tolist()
+        found: list[list[tuple[str, float]]] = [[] for _ in targets]
+        for i, part in zip(order, losses.split([len(targets[i]) - 2 for i in order])):  # `</s> __lang__` are given
+            found[i] = [(self.tokenizer.piece(token), -loss) for token, loss in zip(targets[i][2:], part.tolist())]
+        return found
+
+    def _check_pairs(self, z: Tensor, texts: Sequence[str]) -> Tensor:
+        _check_texts(texts)
+        z = self._check_vectors(z)
+        if len(z) != len(texts):
+            raise ValueError(f"one vector per text is needed, got {len(z)} vectors and {len(texts)} texts")
+        return z
 
     def _check_vectors(self, z: Tensor) -> Tensor:
         if z.ndim != 2 or z.shape[1] != self.config.width:

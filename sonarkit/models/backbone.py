@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sonarkit.core.packing import Packing
+from sonarkit.core.packing import Packing, packing_of
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,13 @@ class Attention(nn.Module):
     def forward(self, x_TH: Tensor, angles: Tensor, packing: Packing) -> Tensor:
         qkv = torch.cat([part.flatten(-2) for part in self._heads(x_TH, angles)], -1)
         return self.o_proj(packing.attention(qkv, self.heads, causal=True))
+
+    def weights(self, x_SH: Tensor, angles: Tensor) -> Tensor:
+        """One document: (heads, S, S) causal weights, row i over positions 0 to i, which the kernels of `forward` keep inside."""
+        query, key, _ = (part.transpose(0, 1) for part in self._heads(x_SH, angles))  # (heads, S, d)
+        scores = query @ key.mT / math.sqrt(query.shape[-1])
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x_SH.device).triu(1)
+        return scores.masked_fill(later, -torch.inf).softmax(-1)
 
     def extend(self, x_BSH: Tensor, angles: Tensor, cache: Tensor, places_BS: Tensor) -> Tensor:
         """S new positions per row; `cache` (2, B, S_max, heads, d) already holds those before `places_BS`."""
@@ -148,6 +155,18 @@ class Backbone(nn.Module):
         for layer in self.layers:
             x_TH = layer(x_TH, angles, packing)
         return self.norm(x_TH)
+
+    @torch.no_grad()
+    def attention(self, x_SH: Tensor) -> Tensor:
+        """What one document (S, H) attends to: (layers, heads, S, S) causal weights, each row summing to 1."""
+        packing = packing_of([len(x_SH)], x_SH.device)
+        angles = self._angles(packing.positions())
+        weights = []
+        for layer in self.layers:
+            assert isinstance(layer, Block)
+            weights.append(layer.self_attn.weights(layer.input_layernorm(x_SH), angles))
+            x_SH = layer(x_SH, angles, packing)
+        return torch.stack(weights)
 
     def empty_context(self, rows: int, positions: int) -> Context:
         weight = self.norm.weight

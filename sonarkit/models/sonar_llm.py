@@ -103,6 +103,18 @@ class SonarLLM(nn.Module):
         last_BH = hidden_BSH[torch.arange(len(hidden_BSH), device=self.device), new_B.to(self.device) - 1]
         return self.reverse_proj(last_BH).float()
 
+    @torch.no_grad()
+    def attention(self, embeddings_SD: Tensor) -> Tensor:
+        """How a story's S vectors (S, D) look back at each other: (layers, heads, S, S) attention weights in float32.
+
+        Row i is what the prediction after sentence i reads from sentences 0 to i, and sums to 1. Raises ValueError for
+        vectors of another width.
+        """
+        if embeddings_SD.ndim != 2 or not len(embeddings_SD) or embeddings_SD.shape[1] != self.config.embedding:
+            raise ValueError(f"expected vectors of shape (S, {self.config.embedding}), got {tuple(embeddings_SD.shape)}")
+        x_SH = self.forward_proj(embeddings_SD.to(self.device, self.forward_proj.weight.dtype))
+        return self.backbone.attention(x_SH).float()
+
     def generate(self, prompt: str | list[str], lang: str = "eng_Latn", **options: Any) -> Any:
         """Continue one story or many; see `rollout.generate` for the options and the result."""
         return rollout.generate(self, prompt, lang, **options)

@@ -72,6 +72,22 @@ def test_reading_bit_by_bit_with_rows_of_unequal_length_equals_reading_at_once(b
     assert kept.lengths_B.tolist() == [4]
 
 
+def test_attention_weights_are_those_of_the_forward_pass(backbone: Backbone) -> None:
+    """Rows sum to 1, nothing lies ahead, and weights @ values is what each layer's attention gives out."""
+    x, packing = torch.randn(5, 12, dtype=torch.float64), packing_of([5])
+    weights = backbone.attention(x)
+    assert weights.shape == (2, 3, 5, 5)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 5, dtype=torch.float64))
+    assert not weights.triu(1).any() and (weights[..., 0] > 0).all()
+    angles = torch.outer(torch.arange(5), rope_frequencies(CONFIG, x.device))
+    for layer, weights_NSS in zip(backbone.layers, weights):
+        normed, attention = layer.input_layernorm(x), layer.self_attn
+        values = attention.v_proj(normed).unflatten(-1, (3, 8)).transpose(0, 1)  # (heads, S, d)
+        rebuilt = attention.o_proj((weights_NSS @ values).transpose(0, 1).flatten(1))
+        torch.testing.assert_close(rebuilt, attention(normed, angles, packing))
+        x = layer(x, angles, packing)
+
+
 def test_rope_scaling_is_llama_3s() -> None:
     """High frequencies kept, low ones divided by the factor, smooth between (formula of Llama 3.1's release)."""
     config = BackboneConfig(64, 64, 1, 1, 64)

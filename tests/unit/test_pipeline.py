@@ -62,6 +62,22 @@ def test_token_loss_is_a_sum_that_reaches_the_vector(sonar: Sonar) -> None:
     assert published.count == loss.count + 2 * len(TEXTS)  # the language token and a second </s>
 
 
+def test_token_log_probs_are_the_loss_taken_apart(sonar: Sonar) -> None:
+    """In the caller's order, though packed by length; each piece as the plain decoder sees it, one step at a time."""
+    z = sonar.encode(TEXTS)
+    found = sonar.token_log_probs(z, TEXTS, ["eng_Latn", "fra_Latn", "eng_Latn", "deu_Latn"])
+    for i, (text, code) in enumerate(zip(TEXTS, ["eng_Latn", "fra_Latn", "eng_Latn", "deu_Latn"])):
+        ids = sonar.tokenizer.target(text, code)
+        assert [piece for piece, _ in found[i]] == [sonar.tokenizer.piece(token) for token in ids[2:]]
+        assert found[i][-1][0] == "</s>"
+        assert sum(value for _, value in found[i]) == pytest.approx(-sonar.token_loss(z[i : i + 1], [text], code).total.item())
+        state = sonar.decoder.start(z[i : i + 1], len(ids))
+        steps = [sonar.decoder.step(torch.tensor([token]), state)[0] for token in ids[:-1]]
+        plain = [log_probs[token].item() for log_probs, token in zip(steps[1:], ids[2:])]
+        assert [value for _, value in found[i]] == pytest.approx(plain, abs=1e-4)
+    assert sonar.token_log_probs(z[:0], []) == []
+
+
 def test_saved_and_loaded_is_the_same_function(sonar: Sonar, tmp_path: Path) -> None:
     sonar.save_pretrained(tmp_path / "codec", dtype=torch.float32)
     loaded = Sonar.from_pretrained(tmp_path / "codec")
@@ -99,6 +115,8 @@ def test_bad_input_is_named(sonar: Sonar, tmp_path: Path) -> None:
         sonar.encode("a")
     with pytest.raises(ValueError, match="1 vectors and 2 texts"):
         sonar.token_loss(torch.zeros(1, 32), ["a", "b"])
+    with pytest.raises(ValueError, match="1 vectors and 2 texts"):
+        sonar.token_log_probs(torch.zeros(1, 32), ["a", "b"])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Sonar.from_pretrained(tmp_path / "nowhere")
 
