@@ -83,6 +83,17 @@ def test_predict_next_is_what_training_predicts(model: SonarLLM) -> None:
     torch.testing.assert_close(model.predict_next(vectors[None])[0], expected, rtol=0, atol=1e-5)
 
 
+def test_attention_of_a_story_is_the_backbone_s(model: SonarLLM) -> None:
+    vectors = model.sonar.encode(STORIES[2])
+    weights = model.attention(vectors)
+    assert weights.shape == (2, 3, 5, 5) and weights.dtype == torch.float32
+    torch.testing.assert_close(weights, model.backbone.attention(model.forward_proj(vectors)))
+    torch.testing.assert_close(model.attention(vectors[:3]), weights[..., :3, :3])  # causal: what follows changes nothing
+    for unfit in (vectors[0], vectors[:0], vectors[:, 1:]):
+        with pytest.raises(ValueError, match=r"shape \(S, 32\)"):
+            model.attention(unfit)
+
+
 def test_the_codec_is_frozen_and_not_among_the_weights(model: SonarLLM) -> None:
     assert not any(p.requires_grad for p in model.sonar.parameters())
     assert not any("codec" in key or "decoder" in key for key in model.state_dict())
