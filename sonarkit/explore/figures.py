@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import html
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from sonarkit.explore.geometry import Array, as_matrix
+from sonarkit.explore.geometry import Array, Fragility, as_matrix, as_vector, paired_cosines, participation_ratio
 
 # Okabe and Ito's palette without black and yellow, which vanish on one background or the other.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "star")
+MARKERS_3D = ("circle", "diamond", "square", "cross", "x", "circle-open")  # there are no others in space
+PATTERNS = ("", "/", ".", "x")
+DASHES = ("solid", "dash", "dot", "dashdot")
 INK = "#7c7c7c"  # contrast about 4.2 to 1 against white and against JupyterLab's dark grey alike
 GRID = "rgba(128, 128, 128, 0.25)"
 LABEL_LETTERS, HOVER_LETTERS = 38, 60
@@ -75,24 +80,35 @@ def similarity_heatmap(
 # ---------------------------------------------------------------------- maps
 
 
-def sentence_map(points_N2: Array, texts: Sequence[str], groups: Sequence[str], title: str = "") -> go.Figure:
-    """Sentences as points of a plane, with the sentence on hover; colour and marker tell the group, in the order met."""
-    points = _check_plane(points_N2)
+def sentence_map(
+    points_NK: Array, texts: Sequence[str], groups: Sequence[str], title: str = "", axis: str = "component"
+) -> go.Figure:
+    """Sentences as points of a plane, (N, 2), or of space, (N, 3), with the sentence on hover.
+
+    Colour and marker tell the group, in the order met; `axis` names the axes ("component", "UMAP"). One WebGL trace per
+    group: 50 000 points stay fluid.
+    """
+    points = as_matrix(points_NK, "points")
+    if points.shape[1] not in (2, 3):
+        raise ValueError(f"expected points of shape (N, 2) or (N, 3), got {points.shape}; principal_components(x, 2) makes such")
     _check_one_each(texts, len(points), "text", "point")
     _check_one_each(groups, len(points), "group", "point")
-    figure = _figure([], title, height=480)
+    solid = points.shape[1] == 3
+    coordinates = dict(zip("xyz", points.T.astype(np.float32)))
+    hovers, groups_N = np.array([_hover(text) for text in texts], dtype=object), np.array(groups, dtype=object)
+    size = (5 if solid else 9) if len(points) <= 2000 else 3 if solid else 5
+    figure = _figure([], title, height=600 if solid else 480)
     for i, group in enumerate(dict.fromkeys(groups)):
-        members = [n for n, name in enumerate(groups) if name == group]
-        figure.add_scattergl(
-            x=points[members, 0],
-            y=points[members, 1],
-            mode="markers",
-            name=_escape(group),
-            text=[_hover(texts[n]) for n in members],
-            marker={"size": 9, "opacity": 0.9} | _look(i),
-            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
-        )
-    return _as_plane(figure)
+        members = groups_N == group
+        trace = {
+            "mode": "markers",
+            "name": _escape(group),
+            "text": hovers[members],
+            "marker": {"size": size, "opacity": 0.9} | _look(i, MARKERS_3D if solid else MARKERS),
+            "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
+        } | {letter: values[members] for letter, values in coordinates.items()}
+        figure.add_trace(go.Scatter3d(trace) if solid else go.Scattergl(trace))
+    return _as_space(figure, axis) if solid else _as_plane(figure, axis)
 
 
 def story_path(
@@ -135,7 +151,91 @@ def story_path(
     return _as_plane(figure)
 
 
+def predicted_and_true(
+    predicted_N2: Array, true_N2: Array, said: Sequence[str], sentences: Sequence[str], title: str = ""
+) -> go.Figure:
+    """Predicted next vectors and the true ones in one plane, a line joining each pair.
+
+    On hover what the prediction decodes to (`said`) and the true next sentence.
+    """
+    predicted, true = _check_plane(predicted_N2), _check_plane(true_N2)
+    if len(predicted) != len(true):
+        raise ValueError(f"expected one prediction for each true vector, got {len(predicted)} and {len(true)}")
+    _check_one_each(said, len(true), "decoded sentence", "point")
+    _check_one_each(sentences, len(true), "sentence", "point")
+    figure = _figure([], title, height=480)
+    ends = np.stack([predicted, true, np.full_like(true, np.nan)], 1).reshape(-1, 2)  # NaN: the pen is lifted
+    figure.add_scattergl(
+        x=ends[:, 0], y=ends[:, 1], mode="lines", line={"color": INK, "width": 1}, hoverinfo="skip", showlegend=False
+    )
+    pairs = [f"predicted: {_hover(one)}<br>true: {_hover(other)}" for one, other in zip(said, sentences)]
+    for i, (name, points) in enumerate({"predicted": predicted, "true": true}.items()):
+        figure.add_scattergl(
+            x=points[:, 0],
+            y=points[:, 1],
+            mode="markers",
+            name=name,
+            text=pairs,
+            marker={"size": 9} | _look(i),
+            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+        )
+    return _as_plane(figure)
+
+
 # ---------------------------------------------------------------------- cosines
+
+
+def neighbours(texts: Sequence[str], cosines_K: Array, groups: Sequence[str] | None = None, title: str = "") -> go.Figure:
+    """The neighbours of a sentence (put it into the title), best first from the top, a bar for each cosine.
+
+    `groups`, such as the languages, tell them apart by colour and pattern.
+    """
+    cosines = as_vector(cosines_K, "cosines")
+    _check_one_each(texts, len(cosines), "text", "cosine")
+    names = ["neighbours"] * len(texts) if groups is None else list(groups)
+    _check_one_each(names, len(texts), "group", "text")
+    figure = _figure([], title, height=150 + 30 * len(texts))
+    for i, group in enumerate(dict.fromkeys(names)):
+        places = [n for n, name in enumerate(names) if name == group]
+        figure.add_bar(
+            x=cosines[places],
+            y=places,
+            orientation="h",
+            name=_escape(group),
+            text=[f"{cosine:.3f}" for cosine in cosines[places]],
+            textposition="inside",
+            insidetextanchor="end",
+            customdata=[_hover(texts[n]) for n in places],
+            marker={"color": COLOURS[i % len(COLOURS)], "pattern": {"shape": PATTERNS[i % len(PATTERNS)], "fgopacity": 0.4}},
+            hovertemplate="%{customdata}<br>cosine %{x:.3f}<extra></extra>",
+        )
+    _label_axis(figure, "y", texts)
+    figure.update_layout(barmode="overlay", bargap=0.25, showlegend=groups is not None)
+    return figure.update_xaxes(title="cosine", range=[min(0.0, cosines.min() * 1.05), 1.0])
+
+
+def walk(vectors_SD: Array, sentences: Sequence[str], title: str = "") -> go.Figure:
+    """From one vector to another, read downwards: what each step decodes to, and its cosine to both ends.
+
+    A sentence that says the same as the step before it is left blank, so that one sees where the meaning turns.
+    """
+    vectors = as_matrix(vectors_SD)
+    _check_one_each(sentences, len(vectors), "sentence", "step")
+    steps = list(range(len(vectors)))
+    figure = _figure([], title, height=150 + 30 * len(steps))
+    for i, (name, end) in enumerate({"to the start": vectors[:1], "to the end": vectors[-1:]}.items()):
+        figure.add_scatter(
+            x=paired_cosines(vectors, end),
+            y=steps,
+            mode="lines+markers",
+            name=f"cosine {name}",
+            text=[_hover(sentence) for sentence in sentences],
+            line={"color": COLOURS[i], "dash": DASHES[i]},
+            marker={"size": 9} | _look(i),
+            hovertemplate="%{text}<br>%{fullData.name}: %{x:.3f}<extra></extra>",
+        )
+    _label_axis(figure, "y", [s if i == 0 or s != sentences[i - 1] else "" for i, s in enumerate(sentences)])
+    return figure.update_xaxes(title="cosine")
 
 
 def cosine_histogram(cosines: Mapping[str, Array], bins: int = 40, title: str = "") -> go.Figure:
@@ -153,7 +253,7 @@ def cosine_histogram(cosines: Mapping[str, Array], bins: int = 40, title: str = 
             y=counts / len(values),
             name=f"{_escape(name)} ({len(values):,})",
             fill="tozeroy",
-            line={"color": COLOURS[i % len(COLOURS)], "shape": "hvh", "dash": ("solid", "dash", "dot", "dashdot")[i % 4]},
+            line={"color": COLOURS[i % len(COLOURS)], "shape": "hvh", "dash": DASHES[i % len(DASHES)]},
             hovertemplate="cosine %{x:.2f}: %{y:.1%}<extra>%{fullData.name}</extra>",
         )
     figure.update_xaxes(title="cosine")
@@ -185,6 +285,152 @@ def step_cosines(
     return figure.update_yaxes(title="cosine")
 
 
+# ---------------------------------------------------------------------- how the variance is spread
+
+
+def spectra(shares: Mapping[str, Array], title: str = "") -> go.Figure:
+    """The share of variance along each principal direction, as `geometry.spectrum` gives it, of one or several sets.
+
+    Both axes are logarithmic; the legend gives each set's effective dimension.
+    """
+    figure = _figure([], title, height=400)
+    for i, (name, values) in enumerate(shares.items()):
+        shares_K = as_vector(values, "shares")
+        figure.add_scatter(
+            x=np.arange(1, len(shares_K) + 1),
+            y=np.where(shares_K > 1e-9, shares_K, np.nan),  # rounding: the last direction of centred vectors holds nothing
+            mode="lines",
+            name=f"{_escape(name)}: effective dimension {participation_ratio(shares_K):.1f}",
+            customdata=np.cumsum(shares_K),
+            line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
+            hovertemplate="direction %{x}: %{y:.2%}, the first %{x} together %{customdata:.1%}<extra></extra>",
+        )
+    figure.update_xaxes(title="principal direction", type="log", dtick=1)
+    return figure.update_yaxes(title="share of the variance", type="log", tickformat="~%", dtick=1)
+
+
+# ---------------------------------------------------------------------- how much a sentence bears
+
+
+def fragility_curves(found: Sequence[Fragility], title: str = "") -> go.Figure:
+    """The share of noisy copies that still say the sentence, against the radius of the noise; on hover what they say."""
+    figure = _figure([], title, height=420)
+    for i, one in enumerate(found):
+        figure.add_scatter(
+            x=one.radii_R,
+            y=one.intact_R,
+            mode="lines+markers",
+            name=_label(one.sentence),
+            text=[_tally(said) for said in one.sentences],
+            line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)]},
+            marker={"size": 9} | _look(i),
+            hovertemplate="noise of %{x:.0%} of the length: %{y:.0%} intact<br>%{text}<extra></extra>",
+        )
+    figure.add_hline(y=0.5, line={"color": INK, "dash": "dash", "width": 1})
+    figure.update_xaxes(title="length of the noise over that of the vector", tickformat=".0%", rangemode="tozero")
+    return figure.update_yaxes(title="intact", tickformat=".0%", range=[-0.04, 1.04])
+
+
+def token_surprise(tokens: Mapping[str, Sequence[tuple[str, float]]], title: str = "") -> go.Figure:
+    """How surprising each piece of one text is under one or several vectors: minus its log-probability, in nats.
+
+    Values are as `Sonar.token_log_probs` gives them, of the same text. A low bar is what the vector pins down.
+    """
+    pieces = [piece for piece, _ in next(iter(tokens.values()), [])]
+    if not pieces or any([piece for piece, _ in values] != pieces for values in tokens.values()):
+        raise ValueError("expected the log-probabilities of one text, the same pieces for each name")
+    figure = _figure([], title, height=380)
+    for i, (name, values) in enumerate(tokens.items()):
+        figure.add_bar(
+            x=list(range(len(pieces))),
+            y=[-log_prob for _, log_prob in values],
+            name=_escape(name),
+            customdata=[[_escape(piece), np.exp(log_prob)] for piece, log_prob in values],
+            marker={"color": COLOURS[i % len(COLOURS)], "pattern": {"shape": PATTERNS[i % len(PATTERNS)], "fgopacity": 0.4}},
+            hovertemplate="%{customdata[0]}: probability %{customdata[1]:.3g}, %{y:.2f} nats<extra>%{fullData.name}</extra>",
+        )
+    _label_axis(figure, "x", pieces)
+    figure.update_layout(barmode="group", bargap=0.25, showlegend=True)
+    return figure.update_xaxes(tickangle=-45).update_yaxes(title="surprise (nats)", rangemode="tozero")
+
+
+# ---------------------------------------------------------------------- models
+
+
+def attention(
+    weights_LHSS: Array, sentences: Sequence[str], layer: int | None = None, head: int | None = None, title: str = ""
+) -> go.Figure:
+    """What a story's sentences (down) attend to among those before them (across), from `SonarLLM.attention`.
+
+    `layer` and `head` pick one, from 0; None is the mean of all. The first row, which can only see itself, does not set
+    the colours. Raises ValueError for a layer or head that is not there.
+    """
+    weights = np.asarray(weights_LHSS.detach().cpu() if hasattr(weights_LHSS, "detach") else weights_LHSS, dtype=np.float64)
+    if weights.ndim != 4 or weights.shape[2] != weights.shape[3] or 0 in weights.shape:
+        raise ValueError(f"expected attention weights of shape (layers, heads, S, S), got {weights.shape}")
+    for name, picked, count in (("layer", layer, weights.shape[0]), ("head", head, weights.shape[1])):
+        if picked is not None and not 0 <= picked < count:
+            raise ValueError(f"{name} must lie between 0 and {count - 1}, got {picked}")
+    _check_one_each(sentences, weights.shape[2], "sentence", "row")
+    weights_SS = weights[slice(None) if layer is None else [layer]][:, slice(None) if head is None else [head]].mean((0, 1))
+    weights_SS[np.triu_indices(len(weights_SS), 1)] = np.nan
+    labels = [f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1)]
+    cells = go.Heatmap(
+        z=weights_SS,
+        zmin=0.0,
+        zmax=float(np.nanmax(weights_SS[1:])) if len(weights_SS) > 1 else 1.0,
+        colorscale="Cividis",
+        customdata=[[f"after: {_hover(row)}<br>looks at: {_hover(column)}" for column in labels] for row in labels],
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+        hovertemplate="%{customdata}<br>weight %{z:.3f}<extra></extra>",
+        colorbar={"title": "weight", "thickness": 12},
+    )
+    figure = _figure([cells], title, height=170 + 26 * len(sentences))
+    _label_axis(figure, "y", labels)
+    numbers = [str(number) for number in range(1, len(labels) + 1)]
+    _label_axis(figure, "x", numbers)
+    return figure.update_xaxes(title="attends to sentence").update_yaxes(scaleanchor=None)
+
+
+def loss_curves(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    values: str | Sequence[str] = "loss_nats_per_token",
+    x: str = "step",
+    log: bool = False,
+    title: str = "",
+) -> go.Figure:
+    """One or several runs, from the records that `training.metrics.read_metrics` gives: lines in training, markers in evaluation.
+
+    `values` names the numbers to show, `x` what they stand over: "step" or "seconds". Records without a number, as when
+    every update was skipped, leave a gap. Raises ValueError when no run has any of the values.
+    """
+    names = [values] if isinstance(values, str) else list(values)
+    figure = _figure([], title, height=420)
+    shown = [(run, name) for run, records in runs.items() for name in names if any(name in record for record in records)]
+    if not shown:
+        there = sorted({key for records in runs.values() for record in records for key in record} - {"kind"})
+        raise ValueError(f"no record has {' or '.join(names)}; there are {', '.join(there) or 'no records'}")
+    for i, (run, name) in enumerate(shown):
+        label = " ".join(filter(None, (run if len(runs) > 1 or len(names) == 1 else "", name if len(names) > 1 else "")))
+        for kind, mode in (("train", "lines"), ("eval", "lines+markers")):
+            records = [record for record in runs[run] if record["kind"] == kind and name in record]
+            if not records:
+                continue
+            figure.add_scatter(
+                x=[record[x] for record in records],
+                y=[record[name] for record in records],
+                mode=mode,
+                name=_escape(f"{label}, {'training' if kind == 'train' else 'evaluation'}"),
+                line={"color": COLOURS[i % len(COLOURS)], "dash": "solid" if kind == "train" else "dot"},
+                marker={"size": 9} | _look(i),
+                hovertemplate=f"{x} %{{x:,}}: %{{y:.4f}}<extra>%{{fullData.name}}</extra>",
+            )
+    figure.update_layout(showlegend=True).update_xaxes(title=x, rangemode="tozero")
+    return figure.update_yaxes(title=names[0].replace("_", " ") if len(names) == 1 else "", type="log" if log else "linear")
+
+
 # ---------------------------------------------------------------------- shared looks
 
 
@@ -206,21 +452,38 @@ def _figure(traces: Sequence[go.Heatmap], title: str = "", height: int = 420) ->
     return figure.update_xaxes(axis).update_yaxes(axis)
 
 
-def _as_plane(figure: go.Figure) -> go.Figure:
-    """Principal components have one unit: a step to the right is as far as the same step upwards."""
-    figure.update_xaxes(title="component 1").update_yaxes(title="component 2", scaleanchor="x")
+def _as_plane(figure: go.Figure, axis: str = "component") -> go.Figure:
+    """A map's axes have one unit: a step to the right is as far as the same step upwards."""
+    figure.update_xaxes(title=f"{axis} 1").update_yaxes(title=f"{axis} 2", scaleanchor="x")
     return figure
 
 
-def _look(index: int) -> dict[str, str]:
-    return {"color": COLOURS[index % len(COLOURS)], "symbol": MARKERS[index % len(MARKERS)]}
+def _as_space(figure: go.Figure, axis: str) -> go.Figure:
+    """The same in three dimensions: turn it with the mouse."""
+    looks = {"showbackground": False, "gridcolor": GRID, "zerolinecolor": GRID, "showspikes": False}
+    axes = {f"{letter}axis": looks | {"title": f"{axis} {i}"} for i, letter in enumerate("xyz", 1)}
+    return figure.update_layout(scene={"aspectmode": "data", "bgcolor": "rgba(0, 0, 0, 0)"} | axes)
+
+
+def _look(index: int, markers: Sequence[str] = MARKERS) -> dict[str, str]:
+    return {"color": COLOURS[index % len(COLOURS)], "symbol": markers[index % len(markers)]}
 
 
 def _label_axis(figure: go.Figure, axis: str, texts: Sequence[str]) -> None:
     """Positions 0, 1, ... labelled with the sentences: equal sentences would be merged if they were categories."""
-    labels = [_escape(text if len(text) <= LABEL_LETTERS else text[: LABEL_LETTERS - 1].rstrip() + "…") for text in texts]
+    labels = [_label(text) for text in texts]
     layout = {"tickmode": "array", "tickvals": list(range(len(texts))), "ticktext": labels, "showgrid": False}
     figure.update_layout({f"{axis}axis": layout | ({"autorange": "reversed"} if axis == "y" else {})})
+
+
+def _label(text: str) -> str:
+    """A text short enough to stand beside a figure."""
+    return _escape(text if len(text) <= LABEL_LETTERS else text[: LABEL_LETTERS - 1].rstrip() + "…")
+
+
+def _tally(sentences: Sequence[str], most: int = 4) -> str:
+    """The most frequent sentences with how often each occurs, for hovering."""
+    return "<br>".join(f"{times}× {_hover(said)}" for said, times in Counter(sentences).most_common(most))
 
 
 def _escape(text: str) -> str:
