@@ -33,7 +33,7 @@ from sonarkit.text.bitext import held_out, read_aligned  # noqa: E402
 from sonarkit.text.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
 from sonarkit.training.codec_task import CodecTask, Row, Source  # noqa: E402
 from sonarkit.training.concept_task import ConceptTask  # noqa: E402
-from sonarkit.training.loop import train  # noqa: E402
+from sonarkit.training.loop import Evaluation, train  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,7 +66,7 @@ def parse(arguments: list[str]) -> CodecRun | SonarLLMRun:
     return tyro.cli(type(base), prog=prog, args=rest, default=base, config=(tyro.conf.OmitArgPrefixes,))
 
 
-def train_sonar_llm(run: SonarLLMRun, world: World) -> dict[str, float]:
+def train_sonar_llm(run: SonarLLMRun, world: World) -> Evaluation:
     """Train a SONAR-LLM on the store `run.data`."""
     sonar = Sonar.from_pretrained(run.codec)
     stores = [Store(folder, sonar.fingerprint()) for folder in (run.data, run.valid)]
@@ -80,15 +80,14 @@ def train_sonar_llm(run: SonarLLMRun, world: World) -> dict[str, float]:
     )
     openings = [" ".join(stores[1][i].texts[:2]) for i in range(min(8, len(stores[1])))]
 
-    def samples(model: SonarLLM) -> dict[str, float]:
+    def samples(model: SonarLLM) -> Evaluation:
         stories = model.generate(openings, stores[1].lang, beam_size=1)
-        print(f"a story: {stories[0].text}", flush=True)
-        return story_report(stories)
+        return {**story_report(stories), "sample": stories[0].text}
 
     return train(ConceptTask(model, stores[0], stores[1], run.batches, run.train.seed, samples), run.train, world)
 
 
-def train_codec(run: CodecRun, world: World) -> dict[str, float]:
+def train_codec(run: CodecRun, world: World) -> Evaluation:
     """Train a SONAR codec on StoryWorld and bitext; the tokenizer is trained first, or found in the run's folder."""
     rows = storyworld_rows(run.stories, run.train.seed)
     sources = [Source("storyworld", rows, 1 - run.bitext_share if run.bitext else 1.0)]

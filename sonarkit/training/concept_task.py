@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class ConceptDataConfig:
 class ConceptTask:
     """What the training loop needs to train a concept model on `train`, judged on `valid`.
 
-    `samples(model)` may add results to each evaluation (rank 0 only).
+    `samples(model)` may add results to each evaluation (rank 0 only): numbers, and texts such as a sample story.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ConceptTask:
         valid: Store,
         data: ConceptDataConfig,
         seed: int,
-        samples: Callable[[SonarLLM], dict[str, float]] = lambda model: {},
+        samples: Callable[[SonarLLM], Mapping[str, float | str]] = lambda model: {},
     ) -> None:
         for store in (train, valid):
             if store.width != model.config.embedding:
@@ -67,7 +67,7 @@ class ConceptTask:
         return self.concept_model.loss(batch)
 
     @torch.no_grad()
-    def evaluate(self, world: World) -> dict[str, float]:
+    def evaluate(self, world: World) -> dict[str, float | str]:
         """Loss over the whole validation store, shared by the ranks: sums, divided once."""
         self.concept_model.eval()
         load, sums = self._load(self.valid), torch.zeros(4, dtype=torch.float64)
@@ -77,7 +77,7 @@ class ConceptTask:
             bits, text_bytes = loss.parts["bits_per_byte"]
             sums += torch.tensor([float(loss.total), loss.count, float(bits), text_bytes], dtype=torch.float64)
         nats, tokens, bits, text_bytes = sum_over_ranks(world, sums).tolist()
-        results = {"loss_nats_per_token": nats / tokens, "bits_per_byte": bits / text_bytes}
+        results: dict[str, float | str] = {"loss_nats_per_token": nats / tokens, "bits_per_byte": bits / text_bytes}
         if world.rank == 0:
             results |= self.samples(self.concept_model)
         self.concept_model.train()

@@ -12,7 +12,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,8 @@ from sonarkit.core.distributed import (
 from sonarkit.core.loss import LossSum
 from sonarkit.training.metrics import RunLog, peak_memory_gb
 from sonarkit.training.optimizer import OptimizerConfig, Optimizers, learning_rate, make_optimizer
+
+Evaluation = dict[str, float | str]  # results by name; a text, such as a sample story, is kept as it is
 
 MOST_SKIPPED = 10  # updates in a row with a loss or gradient that is not finite, before the run gives up
 
@@ -81,14 +83,15 @@ class Task(Protocol):
     """What is trained, on what, and how it is judged.
 
     Frozen parts live outside `model`. `batches` gives each rank at least one micro-batch a step, and every loss
-    has the same parts. `evaluate` runs on all ranks, in evaluation mode. `config` is what a resume must agree on.
+    has the same parts. `evaluate` runs on all ranks, in evaluation mode, and gives numbers and texts by name; rank 0's
+    are written. `config` is what a resume must agree on.
     """
 
     @property
     def model(self) -> nn.Module: ...
     def batches(self, rank: int, size: int) -> Batches: ...
     def loss(self, batch: Any) -> LossSum: ...
-    def evaluate(self, world: World) -> dict[str, float]: ...
+    def evaluate(self, world: World) -> Mapping[str, float | str]: ...
     def save_pretrained(self, folder: Path) -> None: ...
     def config(self) -> dict[str, Any]: ...
 
@@ -100,10 +103,10 @@ class TrainState:
     step: int = 0  # updates taken or skipped
     seconds: float = 0.0  # of all sittings together, evaluation and saving included
     skipped: int = 0  # updates in a row that were not finite
-    evaluation: dict[str, float] = field(default_factory=dict)  # the last one
+    evaluation: Evaluation = field(default_factory=dict)  # the last one
 
 
-def train(task: Task, config: TrainConfig, world: World) -> dict[str, float]:
+def train(task: Task, config: TrainConfig, world: World) -> Evaluation:
     """Train `task` up to `config.steps`, from its newest checkpoint if there is one. Returns the last evaluation.
 
     SIGTERM and Ctrl-C finish the step, save and return. Raises ValueError when the run in `config.out` was begun
@@ -195,12 +198,13 @@ def _update(optimizer: Optimizers, rate: float) -> None:
     optimizer.step()
 
 
-def _evaluate(task: Task, world: World) -> dict[str, float]:
+def _evaluate(task: Task, world: World) -> Evaluation:
     """The task's evaluation. It leaves no trace in training: how often a run is judged does not change its numbers."""
     states = _random_states()
     task.model.eval()
     with torch.no_grad():
-        evaluation = {name: float(value) for name, value in task.evaluate(world).items()}
+        results = task.evaluate(world).items()
+        evaluation = {name: value if isinstance(value, str) else float(value) for name, value in results}
     task.model.train()
     _restore_random_states(states)
     return evaluation

@@ -1,4 +1,9 @@
-"""What a run says: one JSON object a line in a file, one short line on the console."""
+"""What a run says: one JSON object a line in a file, one short line on the console.
+
+Every record has `kind`, "train" or "eval", the `step` it was written after, and the `seconds` the run had taken. The
+keys of a `train` record are those of `loop._train_record`; those of an `eval` record are the task's results. A result
+may be a text: `sample` is a story told by the model as it then was, its prompt included.
+"""
 
 from __future__ import annotations
 
@@ -57,10 +62,14 @@ class RunLog:
             self.say(f"step {record['step']}/{self.steps}  {told}  {tqdm.format_interval(record['seconds_left'])} left")
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        """Write an `eval` record."""
+        """Write an `eval` record. On the console its texts follow, a line each."""
         self._write({"kind": "eval", **record})
-        told = ", ".join(f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "seconds"))
+        results = {key: value for key, value in record.items() if key not in ("step", "seconds")}
+        told = ", ".join(f"{key} {value:.4g}" for key, value in results.items() if not isinstance(value, str))
         self.say(f"step {record['step']}/{self.steps}  evaluation: {told}")
+        for key, text in results.items():
+            if isinstance(text, str):
+                self.say(f"  {key}: {' '.join(text.split())}")
 
     def say(self, line: str) -> None:
         """A line on standard output, above the bar."""

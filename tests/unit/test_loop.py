@@ -79,11 +79,12 @@ class ToyTask:
         parts = {"mse": (squared.detach(), float(len(x))), "bits_per_byte": (squared.detach(), 10.0)}
         return LossSum(total, float(tokens.sum()), parts)
 
-    def evaluate(self, world: World) -> dict[str, float]:
+    def evaluate(self, world: World) -> dict[str, float | str]:
         assert not self.model.training
         assert not torch.is_grad_enabled()
         drawn = torch.rand(()), random.random(), np.random.rand()  # noqa: NPY002  (must not disturb training)
-        return {"norm": float(sum(p.norm() for p in self.model.parameters())), "below_one": float(max(drawn) < 1)}
+        norm = float(sum(p.norm() for p in self.model.parameters()))
+        return {"norm": norm, "below_one": float(max(drawn) < 1), "sample": f"The norm is {norm:.9f}."}
 
     def save_pretrained(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,7 @@ def test_a_run_that_crashed_goes_on_bit_for_bit(whole_run: Path, tmp_path: Path)
     assert len(losses(tmp_path)) == 10
     evaluation = train(ToyTask(seed=99), config(tmp_path), ALONE)  # other initial weights: the checkpoint's count
     assert_same_run(whole_run, tmp_path)
-    assert evaluation.keys() == {"norm", "below_one"}
+    assert evaluation.keys() == {"norm", "below_one", "sample"}
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000016", "step-00000020"]
 
 
@@ -191,8 +192,9 @@ def test_max_minutes_pauses_without_changing_the_schedule(whole_run: Path, tmp_p
 def test_evaluating_and_logging_more_often_changes_nothing(whole_run: Path, tmp_path: Path) -> None:
     train(ToyTask(), config(tmp_path, eval_every=3, save_every=0, log_every=1), ALONE)
     assert_same_run(whole_run, tmp_path)
-    evaluations = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "eval"]
-    assert evaluations == [3, 6, 9, 12, 15, 18, 20]
+    evaluations = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "eval"]
+    assert [r["step"] for r in evaluations] == [3, 6, 9, 12, 15, 18, 20]
+    assert all(r["sample"] == f"The norm is {r['norm']:.9f}." for r in evaluations)
 
 
 def test_a_finished_run_is_left_as_it_is_and_exported_again(whole_run: Path, tmp_path: Path) -> None:
@@ -289,8 +291,10 @@ def test_metrics_and_console(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert records[3]["seconds_left"] == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == "float32 throughout"
-    assert [line.split("  ")[0] for line in lines[:5]] == ["step 8/20", "step 10/20", "step 16/20", "step 20/20", "step 20/20"]
-    assert all(len(line) < 100 for line in lines[:5])
+    steps = [line for line in lines if line.startswith("step")]
+    assert [line.split("  ")[0] for line in steps] == ["step 8/20", "step 10/20", "step 16/20", "step 20/20", "step 20/20"]
+    assert all(len(line) < 100 for line in steps)
+    assert [line[:22] for line in lines if "sample" in line] == ["  sample: The norm is "] * 2
 
 
 def test_an_update_that_is_not_finite_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

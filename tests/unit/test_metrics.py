@@ -22,12 +22,14 @@ def test_records_are_on_disk_at_once_and_the_console_is_one_line_each(tmp_path: 
         log.train(record(10))
         assert read_metrics(path) == [{"kind": "train", **record(10)}]
         log.train(record(20, loss=None))
-        log.evaluation({"step": 20, "seconds": 3.0, "bleu": 91.23456})
+        log.evaluation({"step": 20, "seconds": 3.0, "bleu": 91.23456, "sample": "Le renard\nrêva."})
     assert [r["kind"] for r in read_metrics(path)] == ["train", "train", "eval"]
+    assert read_metrics(path)[-1]["sample"] == "Le renard\nrêva."
     assert capsys.readouterr().out.splitlines() == [
         "step 10/20  loss 1.2500  lr 1.00e-03  1234 tokens/s  01:15 left",
         "step 20/20  loss -  lr 1.00e-03  1234 tokens/s  01:15 left",
         "step 20/20  evaluation: bleu 91.23",
+        "  sample: Le renard rêva.",
     ]
 
 
