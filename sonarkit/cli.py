@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -257,22 +258,38 @@ def lab(folder: Path = Path("sonarkit-notebooks"), no_browser: bool = False, all
     print(f"{folder}: {copied} notebooks copied; those that were there are kept", file=sys.stderr)
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}"]
     command += ["--no-browser"] * no_browser + ["--allow-root"] * allow_root
-    with subprocess.Popen(command) as server:
-        while server.poll() is None:
-            try:
-                server.wait()
-            except KeyboardInterrupt:  # JupyterLab got it too: it asks back, or stops its kernels and ends
-                continue
+    with tempfile.TemporaryDirectory(prefix="sonarkit-lab-") as data:
+        write_kernel(Path(data))
+        jupyter_path = os.pathsep.join(filter(None, [data, os.environ.get("JUPYTER_PATH")]))
+        with subprocess.Popen(command, env={**os.environ, "JUPYTER_PATH": jupyter_path}) as server:
+            while server.poll() is None:
+                try:
+                    server.wait()
+                except KeyboardInterrupt:  # JupyterLab got it too: it asks back, or stops its kernels and ends
+                    continue
     raise SystemExit(server.returncode)
 
 
 def copy_notebooks(source: Path, target: Path) -> int:
-    """Copy the notebooks that `target` does not have yet; returns how many."""
+    """Copy the notebooks that `target` does not have yet, and the pictures they show; returns how many notebooks."""
     target.mkdir(parents=True, exist_ok=True)
     missing = [path for path in sorted(source.glob("*.ipynb")) if not (target / path.name).exists()]
     for path in missing:
         shutil.copyfile(path, target / path.name)
+    if (source / "figures").is_dir():
+        shutil.copytree(source / "figures", target / "figures", dirs_exist_ok=True)
     return len(missing)
+
+
+def write_kernel(data: Path) -> None:
+    """Write a Jupyter data folder whose kernel `python3` is this interpreter, the one that has sonarkit.
+
+    First on JUPYTER_PATH it wins over every other kernel of that name, such as one that another Python has left in
+    the user's folder.
+    """
+    from ipykernel.kernelspec import write_kernel_spec
+
+    write_kernel_spec(data / "kernels" / "python3")
 
 
 # ---------------------------------------------------------------------- input and output
