@@ -7,7 +7,7 @@
         page.locator(".sk-prompt input").fill("A fox.")
         page.locator("button.sk-run").click()
         playwright.sync_api.expect(page.locator(".sk-out")).to_contain_text("fox", timeout=60_000)
-        notebook.screenshot("story", width=800)             # a PNG of the whole notebook; selector=".sk-story" of a part
+        notebook.screenshot("story", width=800)             # PNGs of the whole notebook; selector=".sk-story": of a part
         notebook.assert_quiet()                             # no error in the console, no request to elsewhere
 
 `notebook.errors` are console errors and exceptions of the page, `notebook.outside` the addresses off this machine that the
@@ -43,7 +43,8 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Page
 
 CLONE = Path(__file__).resolve().parents[2]
-PATIENCE = 60  # seconds, for what takes two on an idle machine
+PATIENCE = 240  # seconds; they matter on a machine that is busy with something else only
+PIECE = 1600  # pixels of height in one screenshot
 NO_NEWS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
 }
@@ -68,9 +69,10 @@ ASK_KERNEL = """async (code) => {
   if (answer.status !== "ok") throw new Error(`${answer.ename}: ${answer.evalue}`);
   return answer.data["text/plain"];
 }"""
-CONTENT_HEIGHT = """() => {
-  const scrolled = document.querySelector(".jp-WindowedPanel-outer") || document.querySelector(".jp-Notebook");
-  return scrolled.scrollHeight + scrolled.getBoundingClientRect().top;
+TO_THE_TOP = """() => {
+  const scrolled = document.querySelector(".jp-WindowedPanel-outer");
+  scrolled.scrollTop = 0;
+  return scrolled.getBoundingClientRect().top + document.querySelector(".jp-WindowedPanel-viewport").scrollHeight;
 }"""
 
 
@@ -198,18 +200,26 @@ class OpenNotebook:
         )
         return self.page.locator(".js-plotly-plot")
 
-    def screenshot(self, name: str, width: int = 1280, selector: str | None = None) -> Path:
-        """`NAME-WIDTH.png` of the whole notebook, or of what `selector` finds first; the page is as wide as asked for."""
-        path = self.screenshots / f"{name}-{width}.png"
+    def screenshot(self, name: str, width: int = 1280, selector: str | None = None) -> list[Path]:
+        """PNGs of the page at this width: `NAME-WIDTH.png` of what `selector` finds first, else the whole notebook in pieces.
+
+        The pieces are `NAME-WIDTH-1.png` and so on, from top to bottom.
+        """
         self.page.set_viewport_size({"width": width, "height": 900})
-        if selector is not None:
-            self.page.locator(selector).first.screenshot(path=path)
-            return path
         self.page.wait_for_timeout(500)  # plots follow the new width
-        self.page.set_viewport_size({"width": width, "height": min(20_000, round(self.page.evaluate(CONTENT_HEIGHT)))})
+        if selector is not None:
+            path = self.screenshots / f"{name}-{width}.png"
+            self.page.locator(selector).first.screenshot(path=path)
+            return [path]
+        height = round(self.page.evaluate(TO_THE_TOP))
+        self.page.set_viewport_size({"width": width, "height": height})
         self.page.wait_for_timeout(500)
-        self.page.screenshot(path=path)
-        return path
+        self.page.evaluate(TO_THE_TOP)
+        tops = range(0, height, PIECE)
+        paths = [self.screenshots / f"{name}-{width}-{i}.png" for i in range(1, len(tops) + 1)]
+        for path, top in zip(paths, tops):
+            self.page.screenshot(path=path, clip={"x": 0, "y": top, "width": width, "height": min(PIECE, height - top)})
+        return paths
 
     def assert_quiet(self) -> None:
         """No error in the browser's console, and nothing left this machine."""
