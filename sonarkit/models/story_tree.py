@@ -121,9 +121,9 @@ class StoryTree:
     ) -> Node:
         """Let a sentence follow the current one and go there; where it already does, only go there.
 
-        Raises ValueError for a blank sentence, and when the story has ended at the current one.
+        Raises ValueError for a blank sentence of a person's, and when the story has ended at the current one.
         """
-        if not sentence.strip():
+        if by != "model" and not sentence.strip():  # a decoder may well say nothing
             raise ValueError("the sentence is blank; write at least a word")
         if self.current is not None and not self.nodes[self.current].told:
             raise ValueError("the story has ended here; go back a sentence to let it take another way")
@@ -228,7 +228,7 @@ class StoryTree:
                 raise ValueError(f"{where} follows node {node.parent}; a node must follow one that stands before it")
             if node.parent is not None and not self.nodes[node.parent].told:
                 raise ValueError(f"{where} follows node {node.parent}, where the story has ended")
-            if not node.sentence.strip() or not _is_unicode(node.sentence + node.lang):
+            if (node.by != "model" and not node.sentence.strip()) or not _is_unicode(node.sentence + node.lang):
                 raise ValueError(f"{where} has a sentence that is blank or no Unicode text")
             if not all(number is None or math.isfinite(number) for number in (node.end_cosine, node.log_prob)):
                 raise ValueError(f"{where} has a cosine or a log-probability that is not finite")
@@ -246,7 +246,8 @@ def _line(indent: int, number: int, node: Node, current: int | None, on_path: se
     mark = "→" if node.id == current else "●" if node.id in on_path else "·"
     notes = {"prompt": " (prompt)", "person": " (yours)", "model": ""}[node.by]
     stops = {None: "", "end": " (the end)", "loop": " (a repetition)", "max_sentences": " (long enough)"}[node.stopped_by]
-    return f"{'    ' * indent}{mark} {number}. {node.sentence}{notes}{stops}"
+    sentence = " ".join(node.sentence.split())  # a line is a line
+    return f"{'    ' * indent}{mark} {number}. {sentence}{notes}{stops}"
 
 
 def _is_unicode(text: str) -> bool:

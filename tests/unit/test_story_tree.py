@@ -151,7 +151,7 @@ def changed_node(place: int, **changes: Any) -> str:
         (changed_node(1, parent=1), "node 1 follows node 1"),
         (changed_node(1, parent=-1), "node 1 follows node -1"),
         (changed_node(4, parent=3), "where the story has ended"),
-        (changed_node(2, sentence=" "), "node 2 has a sentence that is blank"),
+        (changed_node(4, sentence=" "), "node 4 has a sentence that is blank"),
         (changed_node(2, sentence="\udfff"), "no Unicode"),
         (changed_node(2, sentence=["Cats"]), r"nodes\[2\].sentence: expected str"),
         (changed_node(2, end_cosine=float("nan")), "not finite"),
