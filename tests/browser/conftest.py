@@ -1,22 +1,20 @@
-"""One JupyterLab and one Chromium for all tests of this folder, a fresh page and a fresh copy of the notebooks for each."""
+"""One JupyterLab and one Chromium for all tests of this folder; for each test a fresh copy of the notebooks, and fresh pages."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from lab import PATIENCE, Lab, OpenNotebook, running_lab
+from playwright.sync_api import Browser
 
 from sonarkit.cli import copy_notebooks
 from sonarkit.core.paths import notebooks_folder
 from sonarkit.explore.pictures import chromium
-
-if TYPE_CHECKING:
-    from lab import Lab, OpenNotebook
-    from playwright.sync_api import Browser
 
 COPIES = count(1)
 
@@ -24,19 +22,16 @@ COPIES = count(1)
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium. Where there is none: a skip on a user's machine, a failure in CI."""
-    running = chromium()
-    try:
-        browser = running.__enter__()
-    except (ImportError, FileNotFoundError) as missing:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(missing))
-    yield browser
-    running.__exit__(None, None, None)
+    with ExitStack() as stack:
+        try:
+            started = stack.enter_context(chromium())
+        except FileNotFoundError as missing:
+            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(missing))
+        yield started
 
 
 @pytest.fixture(scope="session")
 def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    from lab import running_lab
-
     with running_lab(tmp_path_factory.mktemp("lab")) as running:
         yield running
 
@@ -44,8 +39,6 @@ def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture
 def open_notebook(browser: Browser, lab: Lab, tmp_path: Path) -> Iterator[Callable[[str], OpenNotebook]]:
     """`open_notebook("00_start_here")`: that notebook open in a page, its kernel started. See lab.py for what it can do."""
-    from lab import PATIENCE, OpenNotebook
-
     screenshots = Path(os.environ.get("SONARKIT_SCREENSHOTS", tmp_path))
     screenshots.mkdir(parents=True, exist_ok=True)
     opened: list[OpenNotebook] = []

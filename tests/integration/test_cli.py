@@ -8,6 +8,7 @@ import json
 import resource
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -161,14 +162,45 @@ def test_blank_lines_are_left_out_aloud(sonarkit, codec: Path) -> None:
 
 def test_copying_notebooks_keeps_those_that_were_edited(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    for name in ("00.ipynb", "01.ipynb", "notes.txt"):
+    (source / "figures").mkdir(parents=True)
+    for name in ("00.ipynb", "01.ipynb", "notes.txt", "figures/map.png"):
         (source / name).write_text("shipped")
     assert cli.copy_notebooks(source, target) == 2
     (target / "00.ipynb").write_text("edited")
     (target / "01.ipynb").unlink()
     assert cli.copy_notebooks(source, target) == 1
-    assert {path.name: path.read_text() for path in target.iterdir()} == {"00.ipynb": "edited", "01.ipynb": "shipped"}
+    found = {path.name: path.read_text() for path in target.rglob("*.*")}
+    assert found == {"00.ipynb": "edited", "01.ipynb": "shipped", "map.png": "shipped"}
+
+
+ASK_FOR_THE_KERNEL = """
+from jupyter_client.kernelspec import KernelSpecManager
+print(KernelSpecManager().get_kernel_spec("python3").argv[0])
+"""
+
+
+def test_the_kernel_of_the_lab_is_the_python_that_has_sonarkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another Python has left a kernel of the same name in the user's folder, where Jupyter looks first."""
+    user = tmp_path / "home" / ".local" / "share" / "jupyter" / "kernels" / "python3"
+    user.mkdir(parents=True)
+    (user / "kernel.json").write_text('{"argv": ["/other/python"], "display_name": "Python 3", "language": "python"}')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    for variable in ("JUPYTER_PATH", "JUPYTER_DATA_DIR", "XDG_DATA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    ask = [sys.executable, "-c", ASK_FOR_THE_KERNEL]
+    assert subprocess.run(ask, capture_output=True, text=True, check=True).stdout == "/other/python\n"
+
+    def instead_of_jupyterlab(command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        assert command[:3] == [sys.executable, "-m", "jupyterlab"]
+        with open(tmp_path / "answer", "wb") as answer:
+            return popen(ask, env=env, stdout=answer)
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(cli.subprocess, "Popen", instead_of_jupyterlab)
+    with pytest.raises(SystemExit) as ending:
+        cli.lab(tmp_path / "copy", no_browser=True)
+    assert ending.value.code == 0 and (tmp_path / "answer").read_text() == f"{sys.executable}\n"
 
 
 # ---------------------------------------------------------------------- bad input
