@@ -1,4 +1,4 @@
-"""What the widgets share: a line that says what is going on, and work in the background that can be stopped."""
+"""What the widgets share: a line that says what is going on, work in the background that can be stopped, figures that change."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 import ipywidgets as widgets
+import plotly.graph_objects as go
 
 
 class Status(widgets.HTML):
@@ -96,3 +97,21 @@ def as_sentence(error: BaseException) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" in {place.name}, line {place.lineno}" if place else ""
     return f"Something went wrong that should not have ({type(error).__name__}{where}: {text}). Please report it."
+
+
+def show_in_place(shown: go.FigureWidget, figure: go.Figure) -> None:
+    """Make the figure on the page look as `figure`, by its changes only, so that the reader's zoom stays.
+
+    Pages that connect later, or again after a reload, see the same: plotly itself would show them the first state.
+    """
+    layout = figure.layout.to_plotly_json()
+    layout.pop("template", None)
+    with shown.batch_update():
+        if [(trace.type, trace.name) for trace in shown.data] == [(trace.type, trace.name) for trace in figure.data]:
+            for old, new in zip(shown.data, figure.data):
+                old.update(new.to_plotly_json())
+        else:
+            shown.data = []
+            shown.add_traces(figure.data)
+        shown.update_layout(layout)
+    shown._repr_mimebundle_()  # where plotly sets what a new view is built from
