@@ -194,13 +194,14 @@ def neighbours(texts: Sequence[str], cosines_K: Array, groups: Sequence[str] | N
     _check_one_each(texts, len(cosines), "text", "cosine")
     names = ["neighbours"] * len(texts) if groups is None else list(groups)
     _check_one_each(names, len(texts), "group", "text")
-    figure = _figure([], title, height=150 + 30 * len(texts))
+    figure = _figure([], title, height=150 + 40 * len(texts))
     for i, group in enumerate(dict.fromkeys(names)):
         places = [n for n, name in enumerate(names) if name == group]
         figure.add_bar(
             x=cosines[places],
             y=places,
             orientation="h",
+            width=0.75,
             name=_escape(group),
             text=[f"{cosine:.3f}" for cosine in cosines[places]],
             textposition="inside",
@@ -209,20 +210,20 @@ def neighbours(texts: Sequence[str], cosines_K: Array, groups: Sequence[str] | N
             marker={"color": COLOURS[i % len(COLOURS)], "pattern": {"shape": PATTERNS[i % len(PATTERNS)], "fgopacity": 0.4}},
             hovertemplate="%{customdata}<br>cosine %{x:.3f}<extra></extra>",
         )
-    _label_axis(figure, "y", texts)
-    figure.update_layout(barmode="overlay", bargap=0.25, showlegend=groups is not None)
+    _label_axis(figure, "y", texts, lines=2)
+    figure.update_layout(barmode="overlay", showlegend=groups is not None, yaxis_range=[len(texts) - 0.5, -0.5])
     return figure.update_xaxes(title="cosine", range=[min(0.0, cosines.min() * 1.05), 1.0])
 
 
 def walk(vectors_SD: Array, sentences: Sequence[str], title: str = "") -> go.Figure:
     """From one vector to another, read downwards: what each step decodes to, and its cosine to both ends.
 
-    A sentence that says the same as the step before it is left blank, so that one sees where the meaning turns.
+    A step that says the same as the one before it is left blank, so that one sees where the meaning turns.
     """
     vectors = as_matrix(vectors_SD)
     _check_one_each(sentences, len(vectors), "sentence", "step")
     steps = list(range(len(vectors)))
-    figure = _figure([], title, height=150 + 30 * len(steps))
+    figure = _figure([], title, height=150 + 36 * len(steps))
     for i, (name, end) in enumerate({"to the start": vectors[:1], "to the end": vectors[-1:]}.items()):
         figure.add_scatter(
             x=paired_cosines(vectors, end),
@@ -234,7 +235,8 @@ def walk(vectors_SD: Array, sentences: Sequence[str], title: str = "") -> go.Fig
             marker={"size": 9} | _look(i),
             hovertemplate="%{text}<br>%{fullData.name}: %{x:.3f}<extra></extra>",
         )
-    _label_axis(figure, "y", [s if i == 0 or s != sentences[i - 1] else "" for i, s in enumerate(sentences)])
+    turns = [i in (0, steps[-1]) or said != sentences[i - 1] for i, said in enumerate(sentences)]
+    _label_axis(figure, "y", [said if turn else "" for said, turn in zip(sentences, turns)], lines=2)
     return figure.update_xaxes(title="cosine")
 
 
@@ -300,7 +302,7 @@ def spectra(shares: Mapping[str, Array], title: str = "") -> go.Figure:
             x=np.arange(1, len(shares_K) + 1),
             y=np.where(shares_K > 1e-9, shares_K, np.nan),  # rounding: the last direction of centred vectors holds nothing
             mode="lines",
-            name=f"{_escape(name)}: effective dimension {participation_ratio(shares_K):.1f}",
+            name=f"{_escape(name)}: {participation_ratio(shares_K):.1f} dimensions",
             customdata=np.cumsum(shares_K),
             line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
             hovertemplate="direction %{x}: %{y:.2%}, the first %{x} together %{customdata:.1%}<extra></extra>",
@@ -391,7 +393,7 @@ def attention(
     _label_axis(figure, "y", labels)
     numbers = [str(number) for number in range(1, len(labels) + 1)]
     _label_axis(figure, "x", numbers)
-    return figure.update_xaxes(title="attends to sentence").update_yaxes(scaleanchor=None)
+    return figure.update_xaxes(title="attends to sentence")
 
 
 def loss_curves(
@@ -423,7 +425,7 @@ def loss_curves(
                 y=[record[name] for record in records],
                 mode=mode,
                 name=_escape(f"{label}, {'training' if kind == 'train' else 'evaluation'}"),
-                line={"color": COLOURS[i % len(COLOURS)], "dash": "solid" if kind == "train" else "dot"},
+                line={"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)], "width": 2 if kind == "train" else 1},
                 marker={"size": 9} | _look(i),
                 hovertemplate=f"{x} %{{x:,}}: %{{y:.4f}}<extra>%{{fullData.name}}</extra>",
             )
@@ -460,8 +462,9 @@ def _as_plane(figure: go.Figure, axis: str = "component") -> go.Figure:
 
 def _as_space(figure: go.Figure, axis: str) -> go.Figure:
     """The same in three dimensions: turn it with the mouse."""
-    looks = {"showbackground": False, "gridcolor": GRID, "zerolinecolor": GRID, "showspikes": False}
+    looks = {"showbackground": False, "gridcolor": INK, "zeroline": False, "showspikes": False}  # no alpha in space
     axes = {f"{letter}axis": looks | {"title": f"{axis} {i}"} for i, letter in enumerate("xyz", 1)}
+    figure.update_layout(legend_itemsizing="constant")
     return figure.update_layout(scene={"aspectmode": "data", "bgcolor": "rgba(0, 0, 0, 0)"} | axes)
 
 
@@ -469,16 +472,19 @@ def _look(index: int, markers: Sequence[str] = MARKERS) -> dict[str, str]:
     return {"color": COLOURS[index % len(COLOURS)], "symbol": markers[index % len(markers)]}
 
 
-def _label_axis(figure: go.Figure, axis: str, texts: Sequence[str]) -> None:
+def _label_axis(figure: go.Figure, axis: str, texts: Sequence[str], lines: int = 1) -> None:
     """Positions 0, 1, ... labelled with the sentences: equal sentences would be merged if they were categories."""
-    labels = [_label(text) for text in texts]
-    layout = {"tickmode": "array", "tickvals": list(range(len(texts))), "ticktext": labels, "showgrid": False}
+    labels = [_label(text, lines) for text in texts]
+    ticks = {"tickmode": "array", "tickvals": list(range(len(texts))), "ticktext": labels}
+    layout = ticks | {"showgrid": False, "zeroline": False}
     figure.update_layout({f"{axis}axis": layout | ({"autorange": "reversed"} if axis == "y" else {})})
 
 
-def _label(text: str) -> str:
-    """A text short enough to stand beside a figure."""
-    return _escape(text if len(text) <= LABEL_LETTERS else text[: LABEL_LETTERS - 1].rstrip() + "…")
+def _label(text: str, lines: int = 1) -> str:
+    """A text short enough to stand beside a figure in some lines."""
+    letters = LABEL_LETTERS if lines == 1 else LABEL_LETTERS * lines - 10  # words do not fill a line
+    short = text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
+    return _escape(short) if lines == 1 else "<br>".join(_escape(line) for line in textwrap.wrap(short, LABEL_LETTERS))
 
 
 def _tally(sentences: Sequence[str], most: int = 4) -> str:
