@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 import sacrebleu
+import torch
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.evaluation.xsim import xsim_error
@@ -38,6 +39,27 @@ def codec_report(sonar: Sonar, rows: Sequence[dict[str, str]], *, beam_size: int
         results[f"xsim_{source}-{target}"] = 100 * xsim_error(vectors[source][distinct], vectors[target][distinct])
     results["xsim_mean"] = sum(results[f"xsim_{a}-{b}"] for a, b in directions) / len(directions)
     return results
+
+
+def space_report(sonar: Sonar, rows: Sequence[dict[str, str]]) -> dict[str, float]:
+    """Three numbers that tell whether a codec's space is one space, and still a space, over aligned rows.
+
+    `language_gap`: mean squared distance between a sentence and its translations over that between any two sentences,
+    0 where languages share one space, about 1 where they do not know each other. `spread`: root mean square distance of
+    the vectors from their mean, 0 when everything has collapsed into a point. `effective_dimension`: participation
+    ratio (sum l)^2 / sum l^2 of the variances l along the principal axes, from 1 to D.
+    """
+    languages = sorted(rows[0])
+    z_LND = torch.stack([sonar.encode([row[code] for row in rows], code) for code in languages]).double()
+    within = z_LND.var(0, correction=0).sum()  # half the mean squared distance of a pair, as every variance
+    flat_ND = z_LND.flatten(0, 1)
+    variances_D = torch.linalg.svdvals(flat_ND - flat_ND.mean(0)).square() / len(flat_ND)
+    total = variances_D.sum()
+    return {
+        "language_gap": float(within / len(rows) * len(languages) / (len(languages) - 1) / total),
+        "spread": float(total.sqrt()),
+        "effective_dimension": float(total.square() / variances_D.square().sum()),
+    }
 
 
 def distinct_rows(rows: Sequence[dict[str, str]]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sonarkit.evaluation.codec import codec_report, corpus_bleu, distinct_rows
+from sonarkit.evaluation.codec import codec_report, corpus_bleu, distinct_rows, space_report
 from sonarkit.evaluation.stories import story_report
 from sonarkit.evaluation.xsim import xsim_error
 from sonarkit.models.rollout import Step, Story
@@ -41,6 +41,29 @@ def test_xsim_refuses_what_is_not_aligned() -> None:
 def test_bleu_is_sacrebleus() -> None:
     assert corpus_bleu(["the cat sat on the mat"], ["the cat sat on the mat"]) == pytest.approx(100)
     assert 0 < corpus_bleu(["the cat sat on a mat"], ["the cat sat on the mat"]) < 100
+
+
+class Points:
+    """A codec that encodes every sentence to the point it is told."""
+
+    def __init__(self, vectors: dict[str, torch.Tensor]) -> None:
+        self.vectors = vectors
+
+    def encode(self, texts: list[str], lang: str) -> torch.Tensor:
+        return self.vectors[lang][[int(text) for text in texts]]
+
+
+def test_the_space_report_knows_one_space_two_and_none() -> None:
+    x, y, z = torch.randn(3, 400, 8, generator=torch.Generator().manual_seed(0))
+    rows = [{"eng_Latn": str(i), "fra_Latn": str(i)} for i in range(400)]
+    one = space_report(Points({"eng_Latn": x, "fra_Latn": x}), rows)  # type: ignore[arg-type]
+    assert one["language_gap"] == 0
+    assert one["spread"] == pytest.approx(8**0.5, rel=0.05) and one["effective_dimension"] == pytest.approx(8, rel=0.05)
+    assert space_report(Points({"eng_Latn": x, "fra_Latn": y}), rows)["language_gap"] == pytest.approx(1, abs=0.06)  # type: ignore[arg-type]
+    near = space_report(Points({"eng_Latn": x, "fra_Latn": x + 0.1 * z}), rows)  # type: ignore[arg-type]
+    assert near["language_gap"] == pytest.approx(0.01 / 2, rel=0.1)
+    line = space_report(Points({"eng_Latn": 0.01 * x[:, :1] * torch.ones(8), "fra_Latn": y * 0}), rows)  # type: ignore[arg-type]
+    assert line["effective_dimension"] == pytest.approx(1) and line["spread"] < 0.05
 
 
 class Parrot:
