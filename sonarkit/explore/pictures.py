@@ -73,10 +73,10 @@ def png(figure: go.Figure, width: int = 900, height: int | None = None) -> bytes
 def _draw(figure_json: str) -> bytes:
     with chromium() as browser:
         page = browser.new_page(device_scale_factor=SCALE, viewport={"width": 1920, "height": 1080})
-        page.set_content('<body style="margin: 0"><div id="figure" style="display: inline-block"></div></body>')
+        page.set_content('<!doctype html><div id="figure"></div>')
         page.add_script_tag(content=get_plotlyjs())
         page.evaluate(f"async (text) => ({DRAW})(JSON.parse(text))", figure_json)
-        return page.locator("#figure").screenshot()
+        return page.locator("#figure .svg-container").screenshot()
 
 
 @contextmanager
