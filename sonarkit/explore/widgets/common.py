@@ -92,7 +92,7 @@ class Work:
 def as_sentence(error: BaseException) -> str:
     """An error in words. What is not the user's to mend names its place in the code, so that it can be reported."""
     text = " ".join(str(error).split())
-    if isinstance(error, ValueError | OSError) and text:
+    if isinstance(error, ValueError | OSError | ImportError) and text:  # an ImportError names what to install
         return text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
     place = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" in {place.name}, line {place.lineno}" if place else ""
