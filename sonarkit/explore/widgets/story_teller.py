@@ -378,7 +378,7 @@ def _row_html(number: int, node: Node, current: Node) -> str:
     sure = "" if node.log_prob is None else sureness(node.log_prob)
     here = " aria-current='true'" if node is current else ""
     kind = "sk-said" if node.told else "sk-said sk-untold"
-    return f"<tr{here}><td>{number}</td><td class='{kind}'>{said}</td><td>{cosine}</td><td>{sure}</td></tr>"
+    return f"<tr data-by='{node.by}'{here}><td>{number}</td><td class='{kind}'>{said}</td><td>{cosine}</td><td>{sure}</td></tr>"
 
 
 def candidate_line(candidate: Candidate) -> str:
