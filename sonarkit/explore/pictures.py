@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 FOLDER_VARIABLE = "SONARKIT_SAVE_FIGURES"
-SCALE, PNG_COLOURS = 2, 128  # sharp on fine screens; few enough colours that a picture is some 50 kB
+SCALE, PNG_COLOURS = 2, 64  # sharp on fine screens; few enough colours that a picture is some 50 kB
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (  # no sandbox, since root has none; no graphics card; and nothing that calls home
     "--no-sandbox",

@@ -50,7 +50,7 @@ def open_notebook(browser: Browser, lab: Lab, tmp_path: Path) -> Iterator[Callab
         page.set_default_timeout(PATIENCE * 1000)
         opened.append(OpenNotebook(page, screenshots))
         page.goto(lab.url(f"doc/tree/{folder}/{name}.ipynb"))
-        page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel")
+        opened[-1].wait_until_ready()
         return opened[-1]
 
     yield open_one

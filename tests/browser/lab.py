@@ -34,7 +34,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,17 @@ NO_NEWS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
 }
 # Run > Run All pressed as soon as the kernel says idle is lost once in six; waiting for all of this, never.
-RUN_ALL = """async () => {
+READY = """async () => {
   const app = window.jupyterapp;
   await app.restored;
   const panel = app.shell.currentWidget;
   await panel.context.ready;
   await panel.sessionContext.ready;
   await panel.sessionContext.session.kernel.info;
+}"""
+RUN_ALL = """async () => {
+  const app = window.jupyterapp;
+  const panel = app.shell.currentWidget;
   await app.commands.execute("notebook:run-all-cells");
   return panel.content.model.sharedModel.cells.filter((cell) => cell.cell_type === "code").map((cell) => ({
     ran: cell.execution_count !== null,
@@ -124,8 +128,9 @@ def running_lab(home: Path) -> Iterator[Lab]:
         try:
             _wait_until_up(lab, process, home / "log")
             yield lab
-            lab.request("api/shutdown", "POST")  # its kernels end with it
-            process.wait(PATIENCE)
+            lab.request("api/shutdown", "POST")
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -178,6 +183,11 @@ class OpenNotebook:
         address = urlsplit(url)
         if address.scheme not in ("data", "blob") and address.hostname not in ("127.0.0.1", "localhost"):
             self.outside.append(url)
+
+    def wait_until_ready(self) -> None:
+        """Until the notebook is shown and its kernel answers; closed before that, JupyterLab may not find its end."""
+        self.page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel")
+        self.page.evaluate(READY)
 
     def run_all(self) -> None:
         """Run every cell and wait for the end. AssertionError when a cell raised or was not reached."""
