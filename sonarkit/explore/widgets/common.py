@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable
 
+import anywidget
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
@@ -87,6 +88,27 @@ class Work:
             self.status.fail(as_sentence(error))
         finally:
             self.on_change(False)
+
+
+class OwnKeys(anywidget.AnyWidget):
+    """See `own_keys`."""
+
+    _esm = """
+    function keep(event) {
+      if (event.target.closest(".sk-own-keys")) event.target.setAttribute("data-lm-suppress-shortcuts", "true");
+    }
+    export default { initialize() { document.addEventListener("focusin", keep); } };
+    """
+
+
+def own_keys(box: widgets.Box) -> None:
+    """Let the controls in `box` have the keys pressed in them.
+
+    JupyterLab takes arrows, Enter and letters for its own shortcuts wherever nothing can be typed: with the focus in a
+    list of choices, the arrow keys would walk through the cells of the notebook.
+    """
+    box.add_class("sk-own-keys")
+    box.children += (OwnKeys(layout=widgets.Layout(display="none")),)
 
 
 def as_sentence(error: BaseException) -> str:

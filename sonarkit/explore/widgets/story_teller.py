@@ -15,7 +15,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from sonarkit.explore.widgets.common import Status, Work, as_sentence
+from sonarkit.explore.widgets.common import Status, Work, as_sentence, own_keys
 from sonarkit.models.rollout import Candidate, ConceptModel, RolloutConfig, candidates, tell
 from sonarkit.models.story_tree import Node, StoryTree
 from sonarkit.text.languages import check_language
@@ -28,14 +28,19 @@ STOPS = {
     "max_sentences": "As long as allowed; raise the maximum to go on.",
 }
 STYLE = """<style>
-.sk-teller .widget-radio-box label { height: auto; white-space: normal; line-height: 1.4; margin-bottom: 4px; }
 .sk-teller .widget-radio-box { flex: 1 1 auto; min-width: 0; }
+.sk-teller .widget-radio-box label {
+  display: flex; flex-direction: row-reverse; justify-content: flex-end; align-items: baseline; gap: 8px;
+  height: auto; white-space: normal; line-height: 1.4; margin-bottom: 4px;
+}
+.sk-teller .widget-radio-box input { flex: none; margin: 0; }
 .sk-teller .sk-story table { width: 100%; border-collapse: collapse; line-height: 1.4; }
-.sk-teller .sk-story th { font-weight: normal; opacity: 0.75; text-align: right; padding: 2px 8px; }
+.sk-teller .sk-story th { font-weight: normal; opacity: 0.75; text-align: right; padding: 2px 8px; white-space: nowrap; }
 .sk-teller .sk-story td { padding: 2px 8px; vertical-align: top; text-align: right; font-variant-numeric: tabular-nums; }
 .sk-teller .sk-story .sk-said { text-align: left; width: 100%; }
 .sk-teller .sk-story .sk-untold { opacity: 0.65; font-style: italic; }
 .sk-teller .sk-story tr[aria-current] { box-shadow: inset 3px 0 #0072B2; }
+.sk-teller a { text-decoration: underline; margin-left: 8px; }
 .sk-teller h4 { margin: 8px 0 2px; }
 </style>"""
 
@@ -69,6 +74,7 @@ class StoryTeller(widgets.VBox):
         self._set_controls()
         super().__init__(self._layout())
         self.add_class("sk-teller")
+        own_keys(self)
         self._show()
         self._enable()
 
@@ -317,8 +323,9 @@ class StoryTeller(widgets.VBox):
         self.propose_button = _button("sk-propose", "Candidates", self.propose)
         self.back_button = _button("sk-back", "Back", self.back)
         self.candidates_title = widgets.HTML()
-        self.candidates = _part("sk-candidates", widgets.RadioButtons(options=[], layout=_wide(display="none")))
-        self.candidates.tooltip = "Candidates for the next sentence"
+        self.candidates = _part(
+            "sk-candidates", widgets.RadioButtons(options=[], description="Say next", layout=_wide(display="none"))
+        )
         self.take_button = _button("sk-take", "Take this one", lambda: self.choose(self.candidates.value))
         self.take_button.layout.display = "none"
         self.story = _part("sk-story", widgets.HTML(layout=_wide()))
@@ -339,7 +346,7 @@ class StoryTeller(widgets.VBox):
         self.upload.observe(self._upload, "value")
 
     def _layout(self) -> list[widgets.Widget]:
-        columns = widgets.Layout(grid_template_columns="repeat(auto-fill, minmax(230px, 1fr))", width="100%")
+        columns = widgets.Layout(grid_template_columns="repeat(auto-fill, minmax(230px, 1fr))", width="99%")
         return [
             widgets.HTML(STYLE, layout=widgets.Layout(height="0", margin="0")),
             self.prompt,
@@ -374,7 +381,7 @@ def _row_html(number: int, node: Node, current: Node) -> str:
     said = html.escape(node.sentence) + {"prompt": "", "person": " <i>(yours)</i>", "model": ""}[node.by]
     if not node.told:
         said += {"end": " (the end)", "loop": " (a repetition)"}[node.stopped_by or "end"]
-    cosine = "" if node.end_cosine is None else f"{node.end_cosine:.2f}"
+    cosine = "" if node.end_cosine is None else f"{node.end_cosine:z.2f}"
     sure = "" if node.log_prob is None else sureness(node.log_prob)
     here = " aria-current='true'" if node is current else ""
     kind = "sk-said" if node.told else "sk-said sk-untold"
@@ -384,7 +391,7 @@ def _row_html(number: int, node: Node, current: Node) -> str:
 def candidate_line(candidate: Candidate) -> str:
     """A candidate with its numbers, as plain text."""
     end = " (the end)" if candidate.ends else ""
-    return f"{candidate.sentence}{end}  [end {candidate.end_cosine:.2f}, sure {sureness(candidate.log_prob)}]"
+    return f"{candidate.sentence}{end}  [end {candidate.end_cosine:z.2f}, sure {sureness(candidate.log_prob)}]"
 
 
 def sureness(log_prob: float) -> str:
