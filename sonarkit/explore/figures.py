@@ -211,7 +211,9 @@ def neighbours(texts: Sequence[str], cosines_K: Array, groups: Sequence[str] | N
             hovertemplate="%{customdata}<br>cosine %{x:.3f}<extra></extra>",
         )
     _label_axis(figure, "y", texts, lines=2)
-    figure.update_layout(barmode="overlay", showlegend=groups is not None, yaxis={"range": [len(texts) - 0.5, -0.5], "autorange": False})
+    figure.update_layout(
+        barmode="overlay", showlegend=groups is not None, yaxis={"range": [len(texts) - 0.5, -0.5], "autorange": False}
+    )
     return figure.update_xaxes(title="cosine", range=[min(0.0, cosines.min() * 1.05), 1.0])
 
 

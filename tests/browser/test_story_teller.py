@@ -8,6 +8,7 @@ from lab import PATIENCE, OpenNotebook
 from playwright.sync_api import Page, expect
 
 PROMPT = 'One day, a fox named "Tom & <b>Mia</b>" found an old key.'
+expect.set_options(timeout=PATIENCE * 1000)
 TOLD = "document.querySelectorAll('.sk-story tr[data-by=model]').length"
 
 
@@ -25,6 +26,8 @@ def test_a_story_is_told_stopped_and_steered(open_notebook: Callable[[str], Open
     page = notebook.page
     prompt, tell, stop = page.locator(".sk-prompt textarea"), page.locator("button.sk-tell"), page.locator("button.sk-stop")
     prompt.fill(PROMPT)
+    prompt.press("Tab")
+    expect(page.locator(".sk-lang select")).to_be_focused()
     page.get_by_label("Max. sentences").fill("200")
     page.get_by_label("Max. sentences").press("Tab")
     page.get_by_label("Noise").fill("0.4")  # so that it neither ends nor repeats itself soon
@@ -43,7 +46,7 @@ def test_a_story_is_told_stopped_and_steered(open_notebook: Callable[[str], Open
     wait_for_sentences(page, 2)
     expect(tell).to_be_disabled()
     stop.click()
-    expect(tell).to_be_enabled(timeout=PATIENCE * 1000)
+    expect(tell).to_be_enabled()
     counts = page.evaluate("window.counts")
     assert len([count for count in counts if count]) >= 2 and counts == sorted(counts), counts
     expect(page.locator(".sk-story")).to_contain_text(PROMPT)
@@ -54,16 +57,18 @@ def test_a_story_is_told_stopped_and_steered(open_notebook: Callable[[str], Open
     # Another way on from the prompt: gone to and asked for by keyboard, the second candidate taken.
     tree = page.locator(".sk-tree select")
     tree.focus()
+    page.keyboard.press("ArrowUp")
+    expect(page.locator(".sk-story tr[aria-current] td").first).to_have_text(str(counts[-1]))
     page.keyboard.press("Home")
     expect(page.locator(".sk-story tr[aria-current]")).to_contain_text(PROMPT)
-    before = told(page)
-    assert before == 0
+    assert told(page) == 0
     page.locator("button.sk-propose").press("Space")
     options = page.locator(".sk-candidates input[type=radio]")
-    expect(options.nth(1)).to_be_attached(timeout=PATIENCE * 1000)
+    expect(options.nth(1)).to_be_attached()
     options.nth(0).focus()
     page.keyboard.press("ArrowDown")
-    second = page.locator(".sk-candidates label").nth(1).inner_text()
+    second = page.locator(".sk-candidates .widget-radio-box label").nth(1).inner_text()
+    expect(options.nth(1)).to_be_checked()
     page.locator("button.sk-take").press("Enter")
     wait_for_sentences(page, 1)
     said = page.locator(".sk-story tr[aria-current] .sk-said").inner_text()

@@ -32,11 +32,11 @@ GRID = 120  # places to click on along each side of the map
 REACH = 0.03  # of the map's size: the end of a drawn line is a sentence when one is as near as this
 OWN = "yours"
 RING, CROSS = "circle-open", "x-thin-open"  # around the chosen sentence; at a place that was clicked
-LABEL_LETTERS = 70
+LABEL_LETTERS = 60
 STYLE = """<style>
 .sk-explorer .sk-columns > .sk-left { flex: 3 1 400px; min-width: 0; }
 .sk-explorer .sk-columns > .sk-right { flex: 2 1 340px; min-width: 0; }
-.sk-explorer h4 { margin: 10px 0 2px; }
+.sk-explorer h4 { margin: 10px 0 2px; line-height: 1.4; }
 .sk-explorer .sk-lines { border-collapse: collapse; line-height: 1.4; }
 .sk-explorer .sk-lines td { padding: 1px 8px 1px 0; vertical-align: top; }
 .sk-explorer .sk-lines td:first-child { text-align: right; opacity: 0.75; white-space: nowrap; }
@@ -166,11 +166,13 @@ def map_figure(plane: Plane, points_N2: np.ndarray, texts: Sequence[str], langua
         marker={"size": 20, "symbol": RING, "color": figures.COLOURS[5], "line": {"width": 3}},
     )
     shown = go.Figure([ground, *figure.data, yours, path, mark], figure.layout)
-    # The ground ends where the axes end: equal units by a narrower frame, not by axes that go on where no click is heard.
-    shown.update_xaxes(constrain="domain", showgrid=False).update_yaxes(constrain="domain", showgrid=False)
+    # Fixed ranges, so that a mark at the rim does not shift the map; and the axes end where the ground does: equal units
+    # by a narrower frame (constrain), not by axes that go on to where no click is heard.
+    axis = {"constrain": "domain", "showgrid": False, "autorange": False}
+    shown.update_xaxes(axis, range=[xs[0], xs[-1]]).update_yaxes(axis, range=[ys[0], ys[-1]])
     return shown.update_layout(
         hovermode="closest",
-        modebar={"add": ["drawline"]},
+        modebar={"add": ["drawline"], "remove": ["select2d", "lasso2d"]},
         newshape={"line": {"color": figures.INK, "width": 2}},
         shapes=[],
     )
@@ -375,7 +377,7 @@ class SpaceExplorer(widgets.VBox):
         self._path_S2, self._path_texts = np.empty((0, 2)), []
         self._mark_N2, self._mark_symbol = self.points_N2[[] if self.chosen is None else [self.chosen]], RING
         self.note.value = _note_html(self.plane)
-        self._draw_map(whole=True)
+        self._draw_map()
         self.status.say(f"Mapped by {kind.upper()}.")
 
     def _decode(self, z_ND: np.ndarray) -> list[str]:
@@ -397,11 +399,9 @@ class SpaceExplorer(widgets.VBox):
         self.out.value = f'<div aria-live="polite">{lines_html(title, lines)}</div>'
         self.status.say("Done.")
 
-    def _draw_map(self, whole: bool = False) -> None:
-        """Bring the figure up to date; `whole` also shows the whole map again."""
+    def _draw_map(self) -> None:
+        """Bring the figure up to date, and show the whole map again: what is new may lie anywhere."""
         figure = map_figure(self.plane, self.points_N2, self.texts, self.languages, len(self.texts) - self.given)
-        if whole:
-            figure.update_xaxes(autorange=True).update_yaxes(autorange=True)
         self._set_marks(figure)
         show_in_place(self.figure, figure)
 
@@ -451,7 +451,7 @@ class SpaceExplorer(widgets.VBox):
 
     def _name_sentences(self) -> None:
         """The lists from which sentences are chosen, the reader's choices kept."""
-        options = [(f"{i + 1}. {_short(self._named(i))}", i) for i in range(len(self.texts))]
+        options = [(f"{i + 1}. {_short(text)} ({lang})", i) for i, (text, lang) in enumerate(zip(self.texts, self.languages))]
         self._setting = True
         try:
             for control, default in ((self.point, None), (self.start, 0), (self.end, 1)):
@@ -518,7 +518,8 @@ class SpaceExplorer(widgets.VBox):
 
     def _layout(self) -> list[widgets.Widget]:
         row = {"flex_flow": "row wrap", "align_items": "center"}
-        left = widgets.VBox([widgets.HBox([self.kind, self.lang], layout=row), self.figure, self.note]).add_class("sk-left")
+        head = widgets.HBox([self.kind, self.lang], layout=row)
+        left = widgets.VBox([head, self.figure, self.note, self.status, self.out]).add_class("sk-left")
         panel = [
             widgets.HTML("<h4>A sentence and its neighbours</h4>"),
             self.point,
@@ -536,8 +537,6 @@ class SpaceExplorer(widgets.VBox):
         return [
             widgets.HTML(STYLE, layout={"height": "0", "margin": "0"}),
             columns.add_class("sk-columns"),
-            self.status,
-            self.out,
         ]
 
 

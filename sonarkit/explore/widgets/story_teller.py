@@ -28,12 +28,13 @@ STOPS = {
     "max_sentences": "As long as allowed; raise the maximum to go on.",
 }
 STYLE = """<style>
-.sk-teller .widget-radio-box { flex: 1 1 auto; min-width: 0; }
+.sk-teller .sk-candidates { flex-direction: column; align-items: stretch; }
+.sk-teller .sk-candidates > .widget-label { font-weight: bold; text-align: left; margin: 8px 0 2px; }
 .sk-teller .widget-radio-box label {
-  display: flex; flex-direction: row-reverse; justify-content: flex-end; align-items: baseline; gap: 8px;
+  display: flex; flex-direction: row-reverse; justify-content: flex-end; align-items: flex-start; gap: 8px;
   height: auto; white-space: normal; line-height: 1.4; margin-bottom: 4px;
 }
-.sk-teller .widget-radio-box input { flex: none; margin: 0; }
+.sk-teller .widget-radio-box input { flex: none; position: static; margin: 3px 0 0; }
 .sk-teller .sk-story table { width: 100%; border-collapse: collapse; line-height: 1.4; }
 .sk-teller .sk-story th { font-weight: normal; opacity: 0.75; text-align: right; padding: 2px 8px; white-space: nowrap; }
 .sk-teller .sk-story td { padding: 2px 8px; vertical-align: top; text-align: right; font-variant-numeric: tabular-nums; }
@@ -277,7 +278,7 @@ class StoryTeller(widgets.VBox):
             self._show_file()
 
     def _show_candidates(self, number: int) -> None:
-        self.candidates_title.value = f"<h4>Candidates for sentence {number}</h4>" if self.proposed else ""
+        self.candidates.description = f"Candidates for sentence {number}"
         self.candidates.options = [(candidate_line(candidate), i) for i, candidate in enumerate(self.proposed)]
         self.candidates.value = 0 if self.proposed else None
         self.candidates.layout.display = None if self.proposed else "none"
@@ -322,10 +323,8 @@ class StoryTeller(widgets.VBox):
         self.stop_button = _button("sk-stop", "Stop", self.stop, "warning")
         self.propose_button = _button("sk-propose", "Candidates", self.propose)
         self.back_button = _button("sk-back", "Back", self.back)
-        self.candidates_title = widgets.HTML()
-        self.candidates = _part(
-            "sk-candidates", widgets.RadioButtons(options=[], description="Say next", layout=_wide(display="none"))
-        )
+        self.candidates = _part("sk-candidates", widgets.RadioButtons(options=[], layout=_wide(display="none")))
+        self.candidates.style.description_width = "initial"
         self.take_button = _button("sk-take", "Take this one", lambda: self.choose(self.candidates.value))
         self.take_button.layout.display = "none"
         self.story = _part("sk-story", widgets.HTML(layout=_wide()))
@@ -354,7 +353,6 @@ class StoryTeller(widgets.VBox):
             _row(self.tell_button, self.stop_button, self.propose_button, self.back_button),
             self.status,
             self.story,
-            self.candidates_title,
             self.candidates,
             self.take_button,
             widgets.HTML("<h4>The sentence marked in blue</h4>"),
@@ -373,7 +371,7 @@ def story_html(path: Sequence[Node]) -> str:
     """The story as a table: number, sentence, cosine to the end vector, and how sure the decoder was."""
     if not path:
         return "<p>Nothing is told yet.</p>"
-    head = "<tr><th>#</th><th class='sk-said'>sentence</th><th>cosine to the end</th><th>sure</th></tr>"
+    head = "<tr><th>#</th><th class='sk-said'>sentence</th><th>end cosine</th><th>sure</th></tr>"
     return f"<table>{head}{''.join(_row_html(number, node, path[-1]) for number, node in enumerate(path, 1))}</table>"
 
 
