@@ -34,7 +34,7 @@ STYLE = """<style>
   display: flex; flex-direction: row-reverse; justify-content: flex-end; align-items: flex-start; gap: 8px;
   height: auto; white-space: normal; line-height: 1.4; margin-bottom: 4px;
 }
-.sk-teller .widget-radio-box input { flex: none; position: static; margin: 3px 0 0; }
+.sk-teller .widget-radio-box input { flex: none; height: 18px; margin: 0; }
 .sk-teller .sk-story table { width: 100%; border-collapse: collapse; line-height: 1.4; }
 .sk-teller .sk-story th { font-weight: normal; opacity: 0.75; text-align: right; padding: 2px 8px; white-space: nowrap; }
 .sk-teller .sk-story td { padding: 2px 8px; vertical-align: top; text-align: right; font-variant-numeric: tabular-nums; }
@@ -237,12 +237,12 @@ class StoryTeller(widgets.VBox):
             noise=self.noise.value,
             search=search,
         )
-        self.tree.output_lang, self.tree.seed = self.output_lang.value, self.seed.value
+        self.tree.output_lang, self.tree.seed = self.output_lang.value or None, self.seed.value
 
     def _set_controls(self) -> None:
         """From the tree into the controls."""
         tree, config, search = self.tree, self.tree.config, self.tree.config.search
-        self.prompt.value, self.lang.value, self.output_lang.value = tree.prompt, tree.lang, tree.output_lang
+        self.prompt.value, self.lang.value, self.output_lang.value = tree.prompt, tree.lang, tree.output_lang or ""
         self.decoding.value = "sampling" if search.sample else "beam search"
         self.beam_size.value, self.temperature.value = search.beam_size, search.temperature
         self.top_k.value, self.top_p.value = search.top_k, search.top_p
@@ -300,7 +300,7 @@ class StoryTeller(widgets.VBox):
         codes = self.model.sonar.languages
         self.prompt = _part("sk-prompt", widgets.Textarea(description="Prompt", rows=3, layout=_wide()))
         self.lang = _part("sk-lang", widgets.Dropdown(options=codes, description="Prompt language"))
-        languages = [("as the prompt", None), *((code, code) for code in codes)]
+        languages = [("as the prompt", ""), *((code, code) for code in codes)]
         self.output_lang = _part("sk-output-lang", widgets.Dropdown(options=languages, description="Told in"))
         self.decoding = _part("sk-decoding", widgets.Dropdown(options=["beam search", "sampling"], description="Decoding"))
         self.beam_size = widgets.BoundedIntText(min=1, max=64, description="Beam size")
