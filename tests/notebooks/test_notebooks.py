@@ -96,3 +96,10 @@ def test_cells_are_short_and_claims_asserted(path: Path) -> None:
     too_long = [f.name for f in functions if (f.end_lineno or f.lineno) - f.lineno >= FUNCTION_LINES]
     assert not too_long, f"move to the library: {', '.join(too_long)}"
     assert sum("assert" in source for source in sources) >= len(sources) // 2
+
+
+def test_pictures_are_small_and_made_by_a_notebook() -> None:
+    """The README's pictures; see sonarkit/explore/pictures.py for how to make them anew."""
+    sources = "".join(cell.source for path in NOTEBOOKS for cell in code_cells(read(path)))
+    for picture in (FOLDER / "figures").glob("*"):
+        assert f'"{picture.stem}"' in sources and picture.suffix == ".png" and picture.stat().st_size < 80_000, picture
