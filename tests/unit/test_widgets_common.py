@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import comm
+import plotly.graph_objects as go
 import pytest
+from comm.base_comm import BaseComm
 
-from sonarkit.explore.widgets.common import Status, Work, as_sentence
+from sonarkit.explore.widgets.common import Status, WholeFigure, Work, as_sentence, show_in_place
 
 
 def test_status_shows_text_as_it_stands() -> None:
@@ -60,3 +63,28 @@ def test_an_error_of_ours_says_where() -> None:
         text = as_sentence(error)
     assert "KeyError in test_an_error_of_ours_says_where, line" in text and text.endswith("Please report it.")
     assert as_sentence(OSError("disk full!")) == "Disk full!"
+
+
+def test_a_figures_first_message_holds_the_whole_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[dict] = []
+
+    class Recorder(BaseComm):
+        def publish_msg(self, msg_type, data=None, **_) -> None:
+            if msg_type == "comm_open" and "_widget_data" in data["state"]:
+                opened.append(data["state"])
+
+    monkeypatch.setattr(comm, "create_comm", Recorder)
+    WholeFigure(go.Figure(go.Scatter(x=[1], y=[2]), {"title": "Whole"}))
+    (state,) = opened
+    assert len(state["_widget_data"]) == 1 and state["_widget_layout"]["title"] == {"text": "Whole"}
+
+
+def test_a_figure_changes_in_place_or_gets_other_traces() -> None:
+    shown = WholeFigure(go.Figure([go.Scatter(name="a", y=[1])]))
+    shown.layout.xaxis.range = [0, 5]
+    trace = shown.data[0]
+    show_in_place(shown, go.Figure([go.Scatter(name="a", y=[1, 2])]))
+    assert shown.data[0] is trace and list(trace.y) == [1, 2]
+    show_in_place(shown, go.Figure([go.Scatter(name="b", y=[3]), go.Scatter(name="a", y=[4])]))
+    assert [trace.name for trace in shown.data] == ["b", "a"] and shown.layout.xaxis.range == (0, 5)
+    assert [trace["name"] for trace in shown._widget_data] == ["b", "a"], "what a later page is built from"

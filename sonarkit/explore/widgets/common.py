@@ -121,6 +121,24 @@ def as_sentence(error: BaseException) -> str:
     return f"Something went wrong that should not have ({type(error).__name__}{where}: {text}). Please report it."
 
 
+class WholeFigure(go.FigureWidget):
+    """A FigureWidget whose first message to the page holds the whole figure.
+
+    plotly's own opens empty and fills itself with a second message; a busy page that draws between the two stays empty.
+    """
+
+    _built = False
+
+    def __init__(self, figure: go.Figure) -> None:
+        super().__init__(figure)
+        self._built = True
+        self.open()
+
+    def open(self) -> None:
+        if self._built:
+            super().open()
+
+
 def show_in_place(shown: go.FigureWidget, figure: go.Figure) -> None:
     """Make the figure on the page look as `figure`, by its changes only, so that the reader's zoom stays.
 

@@ -21,7 +21,7 @@ import torch
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.explore import figures, geometry
-from sonarkit.explore.widgets.common import Status, Work, as_sentence, show_in_place
+from sonarkit.explore.widgets.common import Status, WholeFigure, Work, as_sentence, show_in_place
 from sonarkit.store.reader import Store
 from sonarkit.text.languages import check_language, per_text
 from sonarkit.text.sentences import split_sentences
@@ -506,7 +506,7 @@ class SpaceExplorer(widgets.VBox):
         }.items():
             control.add_class(f"sk-{name}")
         self._name_sentences()
-        self.figure = go.FigureWidget(map_figure(self.plane, self.points_N2, self.texts, self.languages, 0)).add_class("sk-map")
+        self.figure = WholeFigure(map_figure(self.plane, self.points_N2, self.texts, self.languages, 0)).add_class("sk-map")
         for number, trace in enumerate(self.figure.data[:-2]):
             trace.on_click(partial(self._clicked, number))
         self.figure.layout.on_change(self._drawn, "shapes")
@@ -534,10 +534,7 @@ class SpaceExplorer(widgets.VBox):
             widgets.HBox([self.add_lang, self.add_button], layout=row),
         ]
         columns = widgets.HBox([left, widgets.VBox(panel).add_class("sk-right")], layout={"flex_flow": "row wrap"})
-        return [
-            widgets.HTML(STYLE, layout={"height": "0", "margin": "0"}),
-            columns.add_class("sk-columns"),
-        ]
+        return [widgets.HTML(STYLE, layout={"height": "0", "margin": "0"}), columns.add_class("sk-columns")]
 
 
 # ---------------------------------------------------------------------- small parts

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from tqdm import tqdm
 
 from sonarkit.explore import figures
-from sonarkit.explore.widgets.common import Status, as_sentence, show_in_place
+from sonarkit.explore.widgets.common import Status, WholeFigure, as_sentence, show_in_place
 from sonarkit.training.metrics import read_metrics
 
 METRICS, LOSS = "metrics.jsonl", "loss_nats_per_token"
@@ -249,7 +249,7 @@ class TrainingMonitor(widgets.VBox):
 
     def _draw(self, figure: go.Figure, whole: bool) -> None:
         if self.figure is None:
-            self.figure = go.FigureWidget(figure)
+            self.figure = WholeFigure(figure)
             self.plot.children = [self.figure]
             return
         if whole:
