@@ -21,7 +21,7 @@ import torch
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.explore import figures, geometry
-from sonarkit.explore.widgets.common import Status, WholeFigure, Work, as_sentence, show_in_place
+from sonarkit.explore.widgets.common import Status, WholeFigure, Work, as_sentence, own_keys, show_in_place
 from sonarkit.store.reader import Store
 from sonarkit.text.languages import check_language, per_text
 from sonarkit.text.sentences import split_sentences
@@ -163,6 +163,7 @@ def map_figure(plane: Plane, points_N2: np.ndarray, texts: Sequence[str], langua
         name="mark",
         showlegend=False,
         hoverinfo="skip",
+        cliponaxis=False,
         marker={"size": 20, "symbol": RING, "color": figures.COLOURS[5], "line": {"width": 3}},
     )
     shown = go.Figure([ground, *figure.data, yours, path, mark], figure.layout)
@@ -232,6 +233,7 @@ class SpaceExplorer(widgets.VBox):
         self.work = _Newest(self.status)
         self._build()
         super().__init__(self._layout())
+        own_keys(self)
         self.add_class("sk-explorer")
         self.status.say("Click on a sentence to see its neighbours, or beside one to read what lies there.")
 

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from tqdm import tqdm
 
 from sonarkit.explore import figures
-from sonarkit.explore.widgets.common import Status, WholeFigure, as_sentence, show_in_place
+from sonarkit.explore.widgets.common import Status, WholeFigure, as_sentence, own_keys, show_in_place
 from sonarkit.training.metrics import read_metrics
 
 METRICS, LOSS = "metrics.jsonl", "loss_nats_per_token"
@@ -27,6 +27,7 @@ STYLE = """<style>
 .sk-monitor .sk-latest th { font-weight: normal; opacity: 0.75; }
 .sk-monitor .sk-latest th:first-child { text-align: left; padding-left: 0; }
 .sk-monitor .sk-latest tbody th { font-weight: bold; opacity: 1; }
+.sk-monitor .sk-curves, .sk-monitor .sk-curves > * { min-width: 0; width: 100%; }
 .sk-monitor .sk-sample p { line-height: 1.5; margin: 0; max-width: 42em; }
 </style>"""
 Record = dict[str, Any]
@@ -171,6 +172,7 @@ class TrainingMonitor(widgets.VBox):
         self._showing = False  # we set the controls now, not the reader
         self._build()
         super().__init__(self._layout())
+        own_keys(self)
         self.add_class("sk-monitor")
         self.refresh()
 
