@@ -128,9 +128,11 @@ class WholeFigure(go.FigureWidget):
     """
 
     _built = False
+    _config: dict[str, object]
 
     def __init__(self, figure: go.Figure) -> None:
         super().__init__(figure)
+        self._config = {**self._config, "responsive": True}  # it follows the width of the page
         self._built = True
         self.open()
 

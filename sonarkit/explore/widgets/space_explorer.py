@@ -173,7 +173,7 @@ def map_figure(plane: Plane, points_N2: np.ndarray, texts: Sequence[str], langua
     shown.update_xaxes(axis, range=[xs[0], xs[-1]]).update_yaxes(axis, range=[ys[0], ys[-1]])
     return shown.update_layout(
         hovermode="closest",
-        modebar={"add": ["drawline"], "remove": ["select2d", "lasso2d"]},
+        modebar={"add": ["drawline"], "remove": ["sendChartToCloud", "select2d", "lasso2d"]},
         newshape={"line": {"color": figures.INK, "width": 2}},
         shapes=[],
     )
