@@ -450,7 +450,12 @@ def _figure(traces: Sequence[go.Heatmap], title: str = "", height: int = 420) ->
         font={"color": INK, "size": 13},
         hoverlabel={"align": "left", "font": {"size": 13}},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0.0},
-        modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": INK, "remove": ["sendChartToCloud"]},  # it would upload the sentences
+        modebar={
+            "bgcolor": "rgba(0, 0, 0, 0)",
+            "color": INK,
+            "activecolor": COLOURS[0],  # plotly's own is white on white here
+            "remove": ["sendChartToCloud"],  # it would upload the sentences
+        },
     )
     axis = {"gridcolor": GRID, "zerolinecolor": GRID, "automargin": True}
     return figure.update_xaxes(axis).update_yaxes(axis)

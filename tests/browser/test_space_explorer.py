@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import nbformat
@@ -84,7 +85,11 @@ def test_space_explorer(open_notebook: Callable[[str], OpenNotebook]) -> None:
     page.locator("button.sk-add-button").press("Enter")
     expect(neighbours).to_contain_text("Der <b>Fuchs</b> lief nach Hause.")
     page.locator("button.sk-walk").press("Enter")
-    expect(status).to_contain_text("Done.")
+    expect(said).to_contain_text("From “")
+    draw_line = page.locator(".sk-map [data-val=drawline]")  # active since the line was drawn
+    expect(draw_line).to_have_class(re.compile("active"))
+    fill = draw_line.locator("path").evaluate("path => getComputedStyle(path).fill")
+    assert fill == "rgb(0, 114, 178)", "the active button is to be seen"
     notebook.screenshot("explorer-walked", 1280, ".sk-explorer")
     expect(page.locator(".modebar-btn[data-title^=Share]")).to_have_count(0)  # of no figure of the notebook
     notebook.assert_quiet()
