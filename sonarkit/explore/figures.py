@@ -42,7 +42,7 @@ def vector_barcodes(vectors_ND: Array, texts: Sequence[str], components: int = 1
         zmin=-limit,
         zmax=limit,
         colorscale=[[0, COLOURS[0]], [0.5, "#f7f7f7"], [1, COLOURS[5]]],
-        customdata=np.repeat([[_hover(text)] for text in texts], vectors.shape[1], axis=1),
+        customdata=np.repeat([[hover_text(text)] for text in texts], vectors.shape[1], axis=1),
         ygap=3,
         hovertemplate="%{customdata}<br>component %{x}: %{z:.3f}<extra></extra>",
         colorbar={"title": "value", "thickness": 12},
@@ -59,7 +59,7 @@ def similarity_heatmap(
     similarities = as_matrix(similarities_NM, "similarities")
     _check_one_each(row_texts, len(similarities), "text", "row")
     _check_one_each(column_texts, similarities.shape[1], "text", "column")
-    pairs = [[f"{_hover(row)}<br>{_hover(column)}" for column in column_texts] for row in row_texts]
+    pairs = [[f"{hover_text(row)}<br>{hover_text(column)}" for column in column_texts] for row in row_texts]
     cells = go.Heatmap(
         z=similarities,
         zmax=1.0,
@@ -95,7 +95,7 @@ def sentence_map(
     _check_one_each(groups, len(points), "group", "point")
     solid = points.shape[1] == 3
     coordinates = dict(zip("xyz", points.T.astype(np.float32)))
-    hovers, groups_N = np.array([_hover(text) for text in texts], dtype=object), np.array(groups, dtype=object)
+    hovers, groups_N = np.array([hover_text(text) for text in texts], dtype=object), np.array(groups, dtype=object)
     size = (5 if solid else 9) if len(points) <= 2000 else 3 if solid else 5
     figure = _figure([], title, height=600 if solid else 480)
     for i, group in enumerate(dict.fromkeys(groups)):
@@ -132,7 +132,7 @@ def story_path(
                 y=points[part, 1],
                 mode="markers+text",
                 name=name,
-                customdata=[_hover(s) for s in sentences[part]],
+                customdata=[hover_text(s) for s in sentences[part]],
                 text=[str(number) for number in numbers],
                 textposition="top center",
                 marker={"size": 11} | _look(i),
@@ -168,7 +168,7 @@ def predicted_and_true(
     figure.add_scattergl(
         x=ends[:, 0], y=ends[:, 1], mode="lines", line={"color": INK, "width": 1}, hoverinfo="skip", showlegend=False
     )
-    pairs = [f"predicted: {_hover(one)}<br>true: {_hover(other)}" for one, other in zip(said, sentences)]
+    pairs = [f"predicted: {hover_text(one)}<br>true: {hover_text(other)}" for one, other in zip(said, sentences)]
     for i, (name, points) in enumerate({"predicted": predicted, "true": true}.items()):
         figure.add_scattergl(
             x=points[:, 0],
@@ -206,7 +206,7 @@ def neighbours(texts: Sequence[str], cosines_K: Array, groups: Sequence[str] | N
             text=[f"{cosine:.3f}" for cosine in cosines[places]],
             textposition="inside",
             insidetextanchor="end",
-            customdata=[_hover(texts[n]) for n in places],
+            customdata=[hover_text(texts[n]) for n in places],
             marker={"color": COLOURS[i % len(COLOURS)], "pattern": {"shape": PATTERNS[i % len(PATTERNS)], "fgopacity": 0.4}},
             hovertemplate="%{customdata}<br>cosine %{x:.3f}<extra></extra>",
         )
@@ -232,7 +232,7 @@ def walk(vectors_SD: Array, sentences: Sequence[str], title: str = "") -> go.Fig
             y=steps,
             mode="lines+markers",
             name=f"cosine {name}",
-            text=[_hover(sentence) for sentence in sentences],
+            text=[hover_text(sentence) for sentence in sentences],
             line={"color": COLOURS[i], "dash": DASHES[i]},
             marker={"size": 9} | _look(i),
             hovertemplate="%{text}<br>%{fullData.name}: %{x:.3f}<extra></extra>",
@@ -278,7 +278,7 @@ def step_cosines(
             y=values_S,
             mode="lines+markers",
             name=_escape(name),
-            text=[_hover(s) for s in sentences],
+            text=[hover_text(s) for s in sentences],
             line={"color": COLOURS[i % len(COLOURS)]},
             marker={"size": 9} | _look(i),
             hovertemplate="%{text}<br>%{fullData.name}: %{y:.3f}<extra></extra>",
@@ -384,7 +384,7 @@ def attention(
         zmin=0.0,
         zmax=float(np.nanmax(weights_SS[1:])) if len(weights_SS) > 1 else 1.0,
         colorscale="Cividis",
-        customdata=[[f"after: {_hover(row)}<br>looks at: {_hover(column)}" for column in labels] for row in labels],
+        customdata=[[f"after: {hover_text(row)}<br>looks at: {hover_text(column)}" for column in labels] for row in labels],
         xgap=1,
         ygap=1,
         hoverongaps=False,
@@ -496,7 +496,7 @@ def _label(text: str, lines: int = 1) -> str:
 
 def _tally(sentences: Sequence[str], most: int = 4) -> str:
     """The most frequent sentences with how often each occurs, for hovering."""
-    return "<br>".join(f"{times}× {_hover(said)}" for said, times in Counter(sentences).most_common(most))
+    return "<br>".join(f"{times}× {hover_text(said)}" for said, times in Counter(sentences).most_common(most))
 
 
 def _escape(text: str) -> str:
@@ -504,7 +504,8 @@ def _escape(text: str) -> str:
     return html.escape(text, quote=False).replace("$", "&#36;")
 
 
-def _hover(text: str) -> str:
+def hover_text(text: str) -> str:
+    """Text as it stands, in lines short enough for a label under the mouse."""
     return "<br>".join(_escape(line) for line in textwrap.wrap(text, HOVER_LETTERS)) or " "
 
 

@@ -50,7 +50,7 @@ class TrainConfig:
     `max_minutes` ends this sitting with a checkpoint; the same command goes on from there, on the same schedule.
     `eval_every` and `save_every` count steps, 0 is only at the end. `threads` is torch's number of CPU threads
     per process, None leaves it as it is. `precision` "auto" is bfloat16 autocast where the hardware multiplies
-    bfloat16, else float32: a CPU that has to emulate it is 100 times slower.
+    bfloat16, else float32: a CPU that has to emulate it is 200 times slower.
     """
 
     out: Path

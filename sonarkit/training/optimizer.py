@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum for weight matrices, scaled to AdamW's update size (arXiv 2502.16982).
 
     torch.optim.Muon (2.9) orthogonalises in bfloat16 only, which takes a CPU without bfloat16 instructions
-    12 s for each update of the mini codec where this takes 0.3 s, and lets the last bit of a gradient decide the third
+    12 s for each update of the mini codec where this takes 0.2 s, and lets the last bit of a gradient decide the third
     digit of an update. This one works in the gradient's own precision.
     """
 

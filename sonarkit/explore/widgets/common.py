@@ -36,6 +36,26 @@ class Status(widgets.HTML):
         self.value = f'<div role="alert" style="color: #D55E00"><b>⚠</b> {html.escape(text)}</div>'
 
 
+class Caught:
+    """`with Caught(status) as caught: ...`: an error of the block becomes a sentence in `status`, and is kept in `error`.
+
+    Whatever it is, the user reads a sentence; the traceback stays with the error for whoever looks for it.
+    """
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Caught:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, Exception):
+            self.error = error
+            self.status.fail(as_sentence(error))
+        return isinstance(error, Exception)
+
+
 class Work:
     """One piece of work at a time, in a thread of its own, so that the buttons stay alive.
 
@@ -81,13 +101,10 @@ class Work:
                 raise TimeoutError(f"the work has not ended within {seconds:g} s; stop() asks it to")
 
     def _run(self, work: Callable[[], None]) -> None:
-        try:
+        with Caught(self.status) as caught:
             work()
-        except Exception as error:  # whatever it is, the user reads a sentence
-            self.error = error
-            self.status.fail(as_sentence(error))
-        finally:
-            self.on_change(False)
+        self.error = caught.error or self.error
+        self.on_change(False)
 
 
 class OwnKeys(anywidget.AnyWidget):

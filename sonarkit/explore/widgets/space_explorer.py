@@ -21,7 +21,7 @@ import torch
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.explore import figures, geometry
-from sonarkit.explore.widgets.common import Status, WholeFigure, Work, as_sentence, own_keys, show_in_place
+from sonarkit.explore.widgets.common import Caught, Status, WholeFigure, Work, own_keys, show_in_place
 from sonarkit.store.reader import Store
 from sonarkit.text.languages import check_language, per_text
 from sonarkit.text.sentences import split_sentences
@@ -142,7 +142,7 @@ def map_figure(plane: Plane, points_N2: np.ndarray, texts: Sequence[str], langua
         mode="markers",
         name=OWN,
         showlegend=own > 0,
-        text=[figures._hover(text) for text in texts[given:]],
+        text=[figures.hover_text(text) for text in texts[given:]],
         marker={"size": 14, "symbol": "star", "color": figures.COLOURS[5], "line": {"width": 1, "color": "white"}},
         hovertemplate="%{text}<extra>yours</extra>",
     )
@@ -258,7 +258,7 @@ class SpaceExplorer(widgets.VBox):
 
     def select(self, i: int) -> None:
         """Choose sentence `i`: it is marked, and its nearest neighbours are listed."""
-        with self._errors():
+        with Caught(self.status):
             self._select(i)
 
     def decode_at(self, x: float, y: float) -> None:
@@ -267,7 +267,7 @@ class SpaceExplorer(widgets.VBox):
 
     def walk(self, i: int, j: int) -> None:
         """Read what lies on the way from sentence `i` to sentence `j`."""
-        with self._errors():
+        with Caught(self.status):
             a_D, b_D = self.vectors_ND[self._check(i)], self.vectors_ND[self._check(j)]
             title = f"From “{_short(self.texts[i])}” to “{_short(self.texts[j])}”"
             self.work.start(lambda: self._walk(a_D, b_D, title))
@@ -278,7 +278,7 @@ class SpaceExplorer(widgets.VBox):
 
     def shake(self, radius: float) -> None:
         """Add noise of `radius` times its length to the chosen sentence's vector, in several directions, and decode it."""
-        with self._errors():
+        with Caught(self.status):
             if self.chosen is None:
                 raise ValueError("choose a sentence first; the noise is added to its vector")
             i = self.chosen
@@ -290,7 +290,7 @@ class SpaceExplorer(widgets.VBox):
 
     def map_by(self, kind: str) -> None:
         """Map by "pca" or "umap". A map that was made once is kept."""
-        with self._errors():
+        with Caught(self.status):
             if kind not in KINDS.values():
                 raise ValueError(f"a map is made by 'pca' or 'umap', got {kind!r}")
             self.work.start(lambda: self._map_by(kind))
@@ -414,7 +414,7 @@ class SpaceExplorer(widgets.VBox):
 
     def _set_marks(self, figure: go.Figure) -> None:
         path, mark = figure.data[-2:]
-        path.update(x=self._path_S2[:, 0], y=self._path_S2[:, 1], text=[figures._hover(text) for text in self._path_texts])
+        path.update(x=self._path_S2[:, 0], y=self._path_S2[:, 1], text=[figures.hover_text(text) for text in self._path_texts])
         mark.update(x=self._mark_N2[:, 0], y=self._mark_N2[:, 1], marker_symbol=self._mark_symbol)
 
     def _clicked(self, number: int, trace: Any, points: Any, state: Any) -> None:
@@ -447,9 +447,6 @@ class SpaceExplorer(widgets.VBox):
                 act(change["new"])
 
         control.observe(changed, "value")
-
-    def _errors(self) -> _Sentence:
-        return _Sentence(self.status)
 
     def _name_sentences(self) -> None:
         """The lists from which sentences are chosen, the reader's choices kept."""
@@ -566,26 +563,9 @@ class _Newest(Work):
                 if work is None:
                     self._running = False
                     return
-            with _Sentence(self.status) as caught:
+            with Caught(self.status) as caught:
                 work()
             self.error = caught.error
-
-
-class _Sentence:
-    """A block whose errors become a sentence in `status`."""
-
-    def __init__(self, status: Status) -> None:
-        self.status = status
-        self.error: BaseException | None = None
-
-    def __enter__(self) -> _Sentence:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, Exception):
-            self.error = error
-            self.status.fail(as_sentence(error))
-        return isinstance(error, Exception)
 
 
 def _short(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from sonarkit.explore.widgets.common import Status, Work, as_sentence, own_keys
+from sonarkit.explore.widgets.common import Caught, Status, Work, own_keys
 from sonarkit.models.rollout import Candidate, ConceptModel, RolloutConfig, candidates, tell
 from sonarkit.models.story_tree import Node, StoryTree
 from sonarkit.text.languages import check_language
@@ -134,11 +134,9 @@ class StoryTeller(widgets.VBox):
         if self.work.busy:
             self.status.say("Still working; press Stop first.")
             return
-        try:
+        with Caught(self.status):
             action()
             self.status.say(said)
-        except Exception as error:  # whatever it is, the user reads a sentence
-            self.status.fail(as_sentence(error))
         self._show()
 
     def _begin(self) -> str:

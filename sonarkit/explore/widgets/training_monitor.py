@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from tqdm import tqdm
 
 from sonarkit.explore import figures
-from sonarkit.explore.widgets.common import Status, WholeFigure, as_sentence, own_keys, show_in_place
+from sonarkit.explore.widgets.common import Caught, Status, WholeFigure, as_sentence, own_keys, show_in_place
 from sonarkit.training.metrics import read_metrics
 
 METRICS, LOSS = "metrics.jsonl", "loss_nats_per_token"
@@ -198,12 +198,9 @@ class TrainingMonitor(widgets.VBox):
 
     def refresh(self) -> None:
         """Read what has changed, and show it."""
-        with self._lock:
-            try:
-                if self.runs.read() or not self.status.text:
-                    self._show()
-            except Exception as error:  # whatever it is, the user reads a sentence
-                self.status.fail(as_sentence(error))
+        with self._lock, Caught(self.status):
+            if self.runs.read() or not self.status.text:
+                self._show()
 
     def wait(self, seconds: float = 60.0) -> None:
         """Until the thread of a monitor that was stopped has ended. TimeoutError when it has not in `seconds`."""
