@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.config import CodecConfig, codec_config
 from sonarkit.codec.objectives import ObjectiveConfig
 from sonarkit.models.backbone import BackboneConfig
 from sonarkit.training.concept_task import ConceptDataConfig
@@ -43,7 +43,7 @@ class CodecRun:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def codec_config(self, vocab_size: int) -> CodecConfig:
-        return CodecConfig(
+        return codec_config(
             STORYWORLD_LANGUAGES,
             vocab_size,
             self.width,

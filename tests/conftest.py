@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.config import codec_config
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -52,7 +52,7 @@ def tokenizer() -> Tokenizer:
 def sonar(tokenizer: Tokenizer) -> Sonar:
     """A codec with random weights, small enough to run in milliseconds."""
     torch.manual_seed(0)
-    config = CodecConfig(
+    config = codec_config(
         tokenizer.languages,
         tokenizer.size,
         width=32,

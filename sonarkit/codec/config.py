@@ -3,30 +3,117 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["relu", "gelu", "silu"]
+Pooling = Literal["mean", "max", "last", "attention"]
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """A stack of transformer layers. The defaults are those of either side of Meta's text SONAR (arXiv 2308.11466)."""
+
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    ffn: int = 8192
+    activation: Activation = "relu"
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.layers, self.heads, self.ffn) < 1:
+            raise ValueError(f"width, layers, heads and ffn must be positive: {self}")
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(f"width ({self.width}) must be even and a multiple of heads ({self.heads})")
+
+
+@dataclass(frozen=True)
+class TextStackConfig(StackConfig):
+    """A stack that reads tokens; SONAR's decoder.
+
+    The token embedding is multiplied by sqrt(width) (`scale_embedding`), a position is added, and the sum may be
+    layer-normalised (`norm_embedding`). Sinusoidal positions begin at `first_position`: fairseq's first token stands
+    at its padding index, 1, plus one. Learned ones begin at 0.
+    """
+
+    positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
+    first_position: int = 2
+    scale_embedding: bool = True
+    norm_embedding: bool = False
+
+
+@dataclass(frozen=True)
+class PoolerConfig(StackConfig):
+    """Attention pooling: a small transformer decoder whose one query reads all encoder outputs (section 3.2)."""
+
+    layers: int = 3
+    ffn: int = 4096
+    norm: Literal["pre", "post"] = "post"
+
+
+@dataclass(frozen=True)
+class EncoderConfig(TextStackConfig):
+    """The text encoder: its stack, how many layer norms end it, and how its outputs become one vector."""
+
+    norm_twice: bool = False  # Meta's `normalize_before`: the stack ends with a layer norm of its own before the model's
+    pooling: Pooling = "mean"
+    pooler: PoolerConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.pooling == "attention") != (self.pooler is not None):
+            raise ValueError(
+                f"pooling 'attention' needs a pooler, and only it: got pooling {self.pooling!r}, pooler {self.pooler}"
+            )
 
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """Encoder, decoder and the vector between them. The defaults are those of Meta's text SONAR (facts: arXiv 2308.11466).
+    """Encoder, decoder and the vector between them.
 
-    `width` is the model width and the size D of the sentence vector; `vocab_size` counts the tokenizer's
-    pieces with its special and language tokens; `max_tokens` bounds a sentence, specials included.
+    `width` is the size D of the sentence vector; `vocab_size` counts the tokenizer's pieces with its special and
+    language tokens; `max_tokens` bounds a sentence, specials included.
     """
 
     languages: tuple[str, ...]
     vocab_size: int = 256_206
     width: int = 1024
-    encoder_layers: int = 24
-    decoder_layers: int = 24
-    heads: int = 16
-    ffn: int = 8192
-    dropout: float = 0.1
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: TextStackConfig = TextStackConfig()
     max_tokens: int = 512
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or self.width % 2:
-            raise ValueError(f"width ({self.width}) must be even and a multiple of heads ({self.heads})")
-        if min(self.vocab_size, self.encoder_layers, self.decoder_layers, self.ffn) < 1 or self.max_tokens < 3:
-            raise ValueError(f"vocab_size, layers and ffn must be positive and max_tokens at least 3: {self}")
+        if self.vocab_size < 1 or self.max_tokens < 3:
+            raise ValueError(
+                f"vocab_size must be positive and max_tokens at least 3, got {self.vocab_size} and {self.max_tokens}"
+            )
         if not self.languages:
             raise ValueError("languages must name at least one FLORES-200 code, such as ('eng_Latn',)")
+        last = self.encoder.pooler or self.encoder
+        if last.width != self.width:
+            raise ValueError(
+                f"the encoder gives vectors of width {last.width}, but the codec's width is {self.width}; "
+                "only attention pooling, whose pooler has a width of its own, changes it"
+            )
+
+
+def codec_config(
+    languages: tuple[str, ...],
+    vocab_size: int,
+    width: int,
+    encoder_layers: int,
+    decoder_layers: int,
+    heads: int,
+    ffn: int,
+    dropout: float = 0.1,
+    max_tokens: int = 512,
+) -> CodecConfig:
+    """SONAR's architecture in another size, both sides alike but in depth."""
+    return CodecConfig(
+        languages,
+        vocab_size,
+        width,
+        EncoderConfig(width, encoder_layers, heads, ffn, dropout=dropout),
+        TextStackConfig(width, decoder_layers, heads, ffn, dropout=dropout),
+        max_tokens,
+    )

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.config import StackConfig, TextStackConfig
 from sonarkit.codec.layers import FeedForward, SelfAttention, TokenEmbedding
 from sonarkit.core.cross_entropy import linear_cross_entropy
 from sonarkit.core.packing import Packing
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.width)
         self.attention = SelfAttention(config)
@@ -41,14 +41,14 @@ class DecoderLayer(nn.Module):
 class SentenceTerms(nn.Module):
     """All layers' cross-attention to one vector: z (N, D) -> (layers, N, H)."""
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: StackConfig, vector_width: int) -> None:
         super().__init__()
-        shape = (config.decoder_layers, config.width, config.width)
-        bound = (3 / config.width) ** 0.5  # xavier
-        self.value_weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-        self.value_bias = nn.Parameter(torch.zeros(shape[:2]))
-        self.output_weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-        self.output_bias = nn.Parameter(torch.zeros(shape[:2]))
+        layers, width = config.layers, config.width
+        value_bound, output_bound = (6 / (width + vector_width)) ** 0.5, (3 / width) ** 0.5  # xavier
+        self.value_weight = nn.Parameter(torch.empty(layers, width, vector_width).uniform_(-value_bound, value_bound))
+        self.value_bias = nn.Parameter(torch.zeros(layers, width))
+        self.output_weight = nn.Parameter(torch.empty(layers, width, width).uniform_(-output_bound, output_bound))
+        self.output_bias = nn.Parameter(torch.zeros(layers, width))
 
     def forward(self, z_ND: Tensor) -> Tensor:
         values = torch.matmul(z_ND, self.value_weight.mT) + self.value_bias[:, None]
@@ -72,14 +72,14 @@ class DecodingState:
 
 
 class Decoder(nn.Module):
-    """Sentence vectors -> token probabilities; input `</s> __lang__ pieces`, output projection tied."""
+    """Sentence vectors (N, D) -> token probabilities; input `</s> __lang__ pieces`, output projection tied."""
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: TextStackConfig, vector_width: int, vocab_size: int, max_tokens: int) -> None:
         super().__init__()
         self.config = config
-        self.embedding = TokenEmbedding(config)
-        self.sentence_terms = SentenceTerms(config)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.embedding = TokenEmbedding(config, vocab_size, max_tokens)
+        self.sentence_terms = SentenceTerms(config, vector_width)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, z_ND: Tensor, ids_T: Tensor, packing: Packing) -> Tensor:

@@ -1,17 +1,18 @@
-"""SONAR's text encoder: a pre-norm transformer and the mean over all its outputs (arXiv 2308.11466, section 3)."""
+"""SONAR's text encoder: a pre-norm transformer and a pooling of its outputs to one vector (arXiv 2308.11466, section 3)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.config import EncoderConfig, StackConfig
 from sonarkit.codec.layers import FeedForward, SelfAttention, TokenEmbedding
+from sonarkit.codec.pooler import AttentionPooler
 from sonarkit.core.packing import Packing
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.width)
         self.attention = SelfAttention(config)
@@ -27,16 +28,27 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """`__lang__ pieces </s>` of N sentences -> (N, D) sentence vectors, in the caller's order."""
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: EncoderConfig, vocab_size: int, max_tokens: int) -> None:
         super().__init__()
-        self.embedding = TokenEmbedding(config)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.embedding = TokenEmbedding(config, vocab_size, max_tokens)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.stack_norm = nn.LayerNorm(config.width) if config.norm_twice else nn.Identity()
         self.norm = nn.LayerNorm(config.width)
+        self.pooling = config.pooling
+        self.pooler = AttentionPooler(config.pooler, config.width) if config.pooler else None
 
     def forward(self, ids_T: Tensor, packing: Packing) -> Tensor:
         x_TH = self.embedding(ids_T, packing.positions())
         for layer in self.layers:
             x_TH = layer(x_TH, packing)
-        x_TH = self.norm(x_TH)
-        pooled_ND = torch.cat([block.mean(1, dtype=torch.float32) for block in packing.split(x_TH)])
-        return packing.in_callers_order(pooled_ND)
+        x_TH = self.norm(self.stack_norm(x_TH))
+        return packing.in_callers_order(self.pool(x_TH, packing))
+
+    def pool(self, x_TH: Tensor, packing: Packing) -> Tensor:
+        """(T, H) outputs, language token and `</s>` among them -> (N, D), packed; the mean is summed in float32."""
+        if self.pooler is not None:
+            return self.pooler(x_TH, packing)
+        blocks = packing.split(x_TH)  # (n, L, H) each
+        if self.pooling == "mean":
+            return torch.cat([block.mean(1, dtype=torch.promote_types(block.dtype, torch.float32)) for block in blocks])
+        return torch.cat([block.amax(1) if self.pooling == "max" else block[:, -1] for block in blocks])

@@ -1,4 +1,4 @@
-"""The transformer layers of encoder and decoder: pre-norm, ReLU, biases everywhere (NLLB's arithmetic)."""
+"""The transformer parts of encoder, decoder and pooler: NLLB's arithmetic, biases everywhere."""
 
 from __future__ import annotations
 
@@ -9,50 +9,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.config import StackConfig, TextStackConfig
 from sonarkit.core.packing import Packing
 
-FIRST_POSITION = 2  # fairseq's: position = padding index (1) + 1 + place in the sentence
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
 @lru_cache
-def sinusoidal_positions(count: int, width: int, device: torch.device) -> Tensor:
-    """(count, width) fairseq's table for places 0, 1, ... of a sentence: all sines, then all cosines."""
+def sinusoidal_positions(first: int, count: int, width: int, device: torch.device) -> Tensor:
+    """(count, width) fairseq's table for positions first, first + 1, ...: all sines, then all cosines."""
     with torch.device("cpu"):
         frequencies = torch.exp(torch.arange(width // 2) * -(math.log(10_000) / (width // 2 - 1)))
-        angles = torch.arange(FIRST_POSITION, FIRST_POSITION + count)[:, None] * frequencies
+        angles = torch.arange(first, first + count)[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1).to(device)
 
 
 class TokenEmbedding(nn.Module):
-    """Token embedding times sqrt(width), plus sinusoidal positions."""
+    """Token embedding, scaled, plus positions."""
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: TextStackConfig, vocab_size: int, max_tokens: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(config.vocab_size, config.width) * config.width**-0.5)
-        self.scale = math.sqrt(config.width)
+        self.weight = nn.Parameter(torch.randn(vocab_size, config.width) * config.width**-0.5)
+        self.positions = None
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.randn(max_tokens, config.width) * config.width**-0.5)
+        self.norm = nn.LayerNorm(config.width) if config.norm_embedding else nn.Identity()
+        self.scale = math.sqrt(config.width) if config.scale_embedding else 1.0
         self.dropout = nn.Dropout(config.dropout)
-        self.max_tokens = config.max_tokens
+        self.config, self.max_tokens = config, max_tokens
 
     def forward(self, ids: Tensor, places: Tensor) -> Tensor:
-        """ids (...), places broadcastable to it -> (..., H)."""
-        table = sinusoidal_positions(self.max_tokens, self.weight.shape[1], self.weight.device).to(self.weight.dtype)
-        return self.dropout(F.embedding(ids, self.weight) * self.scale + table[places])
+        """ids (...), places in the sentence, from 0, broadcastable to it -> (..., H)."""
+        x = F.embedding(ids, self.weight) * self.scale
+        if self.config.positions == "sinusoidal":
+            table = sinusoidal_positions(
+                self.config.first_position, self.max_tokens, self.weight.shape[1], self.weight.device
+            ).to(self.weight.dtype)
+            x = x + table[places]
+        elif self.positions is not None:
+            x = x + F.embedding(places, self.positions)
+        return self.dropout(self.norm(x))
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.inner = linear(config.width, config.ffn)
         self.output = linear(config.ffn, config.width)
+        self.activation = ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.dropout(F.relu(self.inner(x))))
+        return self.output(self.dropout(self.activation(self.inner(x))))
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.heads = config.heads
         self.qkv = linear(config.width, 3 * config.width)

@@ -48,7 +48,8 @@ class Sonar(nn.Module):
                 "they must come from the same codec"
             )
         self.config, self.tokenizer = config, tokenizer
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.encoder = Encoder(config.encoder, config.vocab_size, config.max_tokens)
+        self.decoder = Decoder(config.decoder, config.width, config.vocab_size, config.max_tokens)
         self.name = ""  # what from_pretrained was given
 
     # ------------------------------------------------------------------ loading and saving

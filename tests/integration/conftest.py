@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.config import codec_config
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.models.backbone import BackboneConfig
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig
@@ -21,7 +21,7 @@ def make_codec(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -
 
     def make(seed: int) -> Path:
         torch.manual_seed(seed)
-        config = CodecConfig(
+        config = codec_config(
             tokenizer.languages,
             tokenizer.size,
             width=32,

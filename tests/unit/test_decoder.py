@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.config import codec_config
 from sonarkit.codec.decoder import Decoder
 from sonarkit.codec.layers import sinusoidal_positions
 from sonarkit.core.packing import pack
 
-CONFIG = CodecConfig(
+CONFIG = codec_config(
     ("eng_Latn",), vocab_size=23, width=16, encoder_layers=2, decoder_layers=2, heads=4, ffn=32, dropout=0.0, max_tokens=20
 )
 
@@ -18,7 +18,7 @@ CONFIG = CodecConfig(
 def test_the_sentence_term_is_cross_attention_to_one_vector_in_value_and_gradient() -> None:
     """Plain attention with queries, keys and a softmax over the single key, against W_o(W_v z + b_v) + b_o."""
     torch.manual_seed(0)
-    decoder = Decoder(CONFIG).double()
+    decoder = Decoder(CONFIG.decoder, 16, 23, 20).double()
     terms = decoder.sentence_terms
     for bias in (terms.value_bias, terms.output_bias):
         torch.nn.init.normal_(bias)
@@ -40,7 +40,7 @@ def test_the_sentence_term_is_cross_attention_to_one_vector_in_value_and_gradien
 
 def test_token_by_token_decoding_gives_the_probabilities_of_teacher_forcing() -> None:
     torch.manual_seed(0)
-    decoder = Decoder(CONFIG).eval()
+    decoder = Decoder(CONFIG.decoder, 16, 23, 20).eval()
     z, target = torch.randn(2, 16), [3, 20, 7, 8, 9, 3]
     _, losses = decoder.token_losses(z[:1], *pack([target]))
     state = decoder.start(z, 10)
@@ -51,7 +51,7 @@ def test_token_by_token_decoding_gives_the_probabilities_of_teacher_forcing() ->
 
 def test_losses_are_gathered_for_the_right_sentence_whatever_the_order() -> None:
     torch.manual_seed(0)
-    decoder = Decoder(CONFIG).eval()
+    decoder = Decoder(CONFIG.decoder, 16, 23, 20).eval()
     z, targets = torch.randn(3, 16), [[3, 20, 7, 8, 3], [3, 20, 3], [3, 20, 5, 3]]
     together, losses = decoder.token_losses(z, *pack(targets))
     alone = [decoder.token_losses(z[i : i + 1], *pack([targets[i]]))[0] for i in range(3)]
@@ -60,7 +60,7 @@ def test_losses_are_gathered_for_the_right_sentence_whatever_the_order() -> None
 
 
 def test_positions_are_those_of_fairseq() -> None:
-    table = sinusoidal_positions(4, 8, torch.device("cpu"))
+    table = sinusoidal_positions(2, 4, 8, torch.device("cpu"))
     assert torch.allclose(table[0, 0], torch.tensor(2.0).sin())  # the first token stands at position 2
     assert torch.allclose(table[3, 4], torch.tensor(5.0).cos())
     assert torch.allclose(table[1, 3], (3 * torch.tensor(10_000.0) ** -1).sin())

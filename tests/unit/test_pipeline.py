@@ -132,7 +132,7 @@ def test_damaged_weights_are_named(sonar: Sonar, tmp_path: Path) -> None:
         Sonar.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(whole)
     (tmp_path / "config.json").write_text(
-        (tmp_path / "config.json").read_text().replace('"encoder_layers": 2', '"encoder_layers": 3')
+        (tmp_path / "config.json").read_text().replace('"layers": 2', '"layers": 3')
     )
     with pytest.raises(ValueError, match="missing encoder.layers.2"):
         Sonar.from_pretrained(tmp_path)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.config import codec_config
 from sonarkit.codec.decoder import Decoder
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.codec.search import Hypothesis, SearchConfig, beam_search, sample, truncated
@@ -20,10 +20,10 @@ EOS, LANG = 3, 8
 def decoder() -> Decoder:
     """Nine tokens, of which 4 to 7 are pieces, with probabilities that are far from uniform."""
     torch.manual_seed(1)
-    config = CodecConfig(
+    config = codec_config(
         ("eng_Latn",), vocab_size=9, width=8, encoder_layers=1, decoder_layers=1, heads=2, ffn=16, dropout=0.0, max_tokens=16
     )
-    decoder = Decoder(config).eval()
+    decoder = Decoder(config.decoder, config.width, config.vocab_size, config.max_tokens).eval()
     with torch.no_grad():
         decoder.embedding.weight.mul_(4)
     return decoder
