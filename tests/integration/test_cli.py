@@ -243,10 +243,10 @@ def test_invalid_utf8_names_file_and_line(sonarkit, llm: Path, codec: Path, tmp_
 
 def test_an_unknown_language_names_the_nearest(sonarkit, llm: Path, codec: Path) -> None:
     found = sonarkit("story", FOX, "--model", llm, "--lang", "english")
-    assert_refused(found, "unknown language 'english'", "did you mean eng_Latn?")
+    assert_refused(found, "unknown language 'english'", "did you mean eng_Latn (English)?")
     assert not found.stdout
-    assert_refused(sonarkit("story", FOX, "--model", llm, "--output-lang", "fr"), "did you mean fra_Latn?")
-    assert_refused(sonarkit("translate", FOX, "--model", codec, "--target-lang", "deu_Lat"), "did you mean deu_Latn?")
+    assert_refused(sonarkit("story", FOX, "--model", llm, "--output-lang", "fr"), "did you mean fra_Latn (French)?")
+    assert_refused(sonarkit("translate", FOX, "--model", codec, "--target-lang", "deu_Lat"), "did you mean deu_Latn (German)?")
 
 
 def test_a_missing_file_is_not_taken_for_a_text(sonarkit, codec: Path) -> None:

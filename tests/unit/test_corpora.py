@@ -182,7 +182,7 @@ def test_fixed_sets_and_handwritten(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(corpora, "data_folder", lambda: tmp_path)
     assert read("storyworld:valid", lang="fra_Latn") == [("Un 5. Deux.", "storyworld/valid:1")]
     assert read("handwritten", lang="deu_Latn") == [("C. D.", "handwritten:1")]
-    with pytest.raises(UnknownLanguageError, match="'fra_Latn': known here are eng_Latn, deu_Latn"):
+    with pytest.raises(UnknownLanguageError, match="French. is not known here; known here are eng_Latn .English., deu_Latn"):
         read("handwritten", lang="fra_Latn")
 
 

@@ -104,7 +104,7 @@ def test_any_text_has_a_finite_vector(sonar: Sonar, text: str) -> None:
 
 def test_bad_input_is_named(sonar: Sonar, tmp_path: Path) -> None:
     with pytest.raises(UnknownLanguageError, match="did you mean fra_Latn"):
-        sonar.encode(["a"], "fr")
+        sonar.encode(["a"], "fra_Lat")
     with pytest.raises(ValueError, match="2 codes for 3 texts"):
         sonar.encode(["a", "b", "c"], ["eng_Latn", "fra_Latn"])
     with pytest.raises(ValueError, match=r"\(n, 32\).*\(2, 31\)"):
@@ -131,8 +131,6 @@ def test_damaged_weights_are_named(sonar: Sonar, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="model.safetensors is missing"):
         Sonar.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(whole)
-    (tmp_path / "config.json").write_text(
-        (tmp_path / "config.json").read_text().replace('"layers": 2', '"layers": 3')
-    )
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace('"layers": 2', '"layers": 3'))
     with pytest.raises(ValueError, match="missing encoder.layers.2"):
         Sonar.from_pretrained(tmp_path)
