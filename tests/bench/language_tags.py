@@ -1,11 +1,13 @@
 """What wrong, mixed and unknown languages cost a codec; the numbers in sonarkit/text/languages.py come from here.
 
-    OMP_NUM_THREADS=1 python tests/bench/language_tags.py                       # the shipped codec, a minute
+    OMP_NUM_THREADS=1 python tests/bench/language_tags.py                       # the shipped codec
     python tests/bench/language_tags.py --codec sonar --device cuda --out tags.json
 
 1. Wrong tag: each sentence is encoded under each tag.
-2. Which tag: the one under which the codec says a sentence again best, by the log-probability of its tokens.
-3. Mixed: two sentences of a story as one text, the second in another language, under the tag of either.
+2. Which tag: the one under which the codec says a sentence again best, by the log-probability of its tokens. How high
+   that is tells known languages from unknown ones.
+3. Mixed: one sentence whose second clause is in another language, and two sentences of a story as one text, the
+   second in another language; under the tag of either.
 4. Unknown: Italian and Dutch under each tag. (A codec that knows them shows what the right tag would bring.)
 
 All texts are StoryWorld test sentences, for 4 translated by hand. Vectors are compared by cosine with those of the
@@ -173,20 +175,31 @@ def wrong_tag(sonar: Sonar, rows: Sequence[Row], searched: Sequence[Row], langua
     return results
 
 
-def best_tags(sonar: Sonar, texts: Sequence[str], languages: Sequence[str]) -> list[str]:
-    """For each text the tag under which its own vector says it best."""
+def best_tags(sonar: Sonar, texts: Sequence[str], languages: Sequence[str]) -> list[tuple[float, str]]:
+    """For each text the tag under which its own vector says it best, and the mean log-probability of its tokens under it."""
     scores = []
     for tag in languages:
         log_probs = sonar.token_log_probs(sonar.encode(texts, tag), texts, tag)
-        scores.append([sum(log_prob for _, log_prob in pieces) for pieces in log_probs])
-    return [max(zip(of_text, languages))[1] for of_text in zip(*scores)]
+        scores.append([mean([log_prob for _, log_prob in pieces]) for pieces in log_probs])
+    return [max(zip(of_text, languages)) for of_text in zip(*scores)]
 
 
 def which_tag(sonar: Sonar, rows: Sequence[Row], languages: Sequence[str]) -> dict[str, float]:
-    return {
-        f"{code}: chosen, %": 100 * mean([tag == code for tag in best_tags(sonar, [row[code] for row in rows], languages)])
-        for code in languages
-    }
+    """How often the best tag is the right one; the mean and the lowest log-probability a token under it."""
+    chosen = {code: best_tags(sonar, [row[code] for row in rows], languages) for code in languages}
+    results = {f"{code}: chosen, %": 100 * mean([tag == code for _, tag in found]) for code, found in chosen.items()}
+    scores = [score for found in chosen.values() for score, _ in found]
+    return {**results, "nats a token, mean": -mean(scores), "nats a token, highest": -min(scores)}
+
+
+def clauses(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Sentences that have one comma in every language, cut there."""
+    pairs = []
+    for row in rows:
+        cut = {code: text.partition(", ") for code, text in row.items()}
+        if all(rest and ", " not in rest and not set('"«„') & set(row[code]) for code, (_, _, rest) in cut.items()):
+            pairs.append(({code: f"{head}," for code, (head, _, _) in cut.items()}, {code: c[2] for code, c in cut.items()}))
+    return pairs
 
 
 def mixed(sonar: Sonar, pairs: Sequence[tuple[Row, Row]], languages: Sequence[str]) -> dict[str, float]:
@@ -232,7 +245,9 @@ def unknown(sonar: Sonar, searched: Sequence[Row], languages: Sequence[str], eng
             results[f"{code} as {tag}: BLEU"] = corpus_bleu(said, references)
         chosen = best_tags(sonar, texts, tags)
         for tag in tags:
-            results[f"{code}: chooses {tag}, %"] = 100 * mean([one == tag for one in chosen])
+            results[f"{code}: chooses {tag}, %"] = 100 * mean([one == tag for _, one in chosen])
+        results[f"{code}: nats a token, mean"] = -mean([score for score, _ in chosen])
+        results[f"{code}: nats a token, lowest"] = -max(score for score, _ in chosen)
     return results
 
 
@@ -245,7 +260,7 @@ def main(
         codec: "mini" or what Sonar.from_pretrained takes.
         device: Where it runs.
         rows: Sentences that are decoded, for each language and tag.
-        pairs: Texts of two sentences, for each pair of languages.
+        pairs: Texts of two clauses, and as many of two sentences, for each pair of languages.
         searched: Sentences among which a translation is searched.
         out: Also write the numbers there as JSON.
     """
@@ -258,10 +273,12 @@ def main(
     pool = sentences[:: len(sentences) // searched][:searched]
     pool = [pool[i] for i in distinct_rows(pool)]
     starts = [[dict(zip(story, row)) for row in zip(*story.values())] for story in stories[:: len(stories) // pairs][:pairs]]
+    two_clauses = clauses(sentences)
     report = {
         "wrong tag": wrong_tag(sonar, sample, pool, languages),
         "which tag": which_tag(sonar, sample, languages),
-        "mixed": mixed(sonar, [(story[1], story[2]) for story in starts], languages),
+        "mixed, two clauses": mixed(sonar, two_clauses[:: len(two_clauses) // pairs][:pairs], languages),
+        "mixed, two sentences": mixed(sonar, [(story[1], story[2]) for story in starts], languages),
         "unknown": unknown(sonar, pool, languages),
     }
     size = f"{rows} sentences, {pairs} pairs, {len(pool)} searched"
