@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   sonarkit translate --source-lang eng_Latn --target-lang deu_Latn "A fox ran home."
   sonarkit encode sentences.txt --out vectors.npy
   sonarkit decode vectors.npy --lang spa_Latn
+  sonarkit convert codec --encoder sonar_text_encoder.pt --decoder sonar_text_decoder.pt --tokenizer sentencepiece.model
   sonarkit lab
 
 Languages are FLORES-200 codes; the shipped mini model speaks eng_Latn, fra_Latn, deu_Latn and spa_Latn.
@@ -44,6 +45,7 @@ def main() -> None:
         "encode": encode,
         "decode": decode,
         "translate": translate,
+        "convert": convert,
         "lab": lab,
     }
     if isinstance(sys.stdout, io.TextIOWrapper):  # stories have letters that not every locale can print
@@ -239,6 +241,64 @@ def translate(
 
     for source, text in zip(lines, Sonar.from_pretrained(model).translate(lines, source_lang, target_lang, beam_size=beam_size)):
         _print_json({"source": source, "text": text}) if json else _print_line(text)
+
+
+def convert(
+    out: Annotated[Path, tyro.conf.Positional],
+    /,
+    codec: str | None = None,
+    encoder: str | None = None,
+    decoder: str | None = None,
+    nllb: str | None = None,
+    tokenizer: Path | None = None,
+    heads: int = 16,
+    pooling: Literal["mean", "max", "last"] = "mean",
+    to: Literal["sonarkit", "meta"] = "sonarkit",
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16",
+) -> None:
+    """Turn the weights of a SONAR codec from any published layout into ours, or into Meta's.
+
+    examples:
+      sonarkit convert codec --encoder sonar_text_encoder.pt --decoder sonar_text_decoder.pt --tokenizer sentencepiece.model
+      sonarkit convert codec --encoder cointegrated/SONAR_200_text_encoder --decoder raxtemur/SONAR_200_text_decoder
+      sonarkit convert start --nllb facebook/nllb-200-distilled-600M
+      sonarkit convert for-meta --codec mini --to meta
+
+    Args:
+        out: The folder to write.
+        codec: "mini", "sonar", "sonar-finetuned" or a folder of ours.
+        encoder: Meta's .pt file, or a Hugging Face folder or repository.
+        decoder: The other half, alike.
+        nllb: A Hugging Face folder or repository of NLLB, as the beginning of a codec.
+        tokenizer: The SentencePiece model; Hugging Face folders have their own.
+        heads: Attention heads of Meta's files, which do not tell them.
+        pooling: How the encoder of Meta's files pools, unless by attention.
+        to: "sonarkit" writes config.json, model.safetensors and the tokenizer; "meta" what sonar-space reads.
+        dtype: Of the weights in our layout; Meta's are float32.
+    """
+    if sum(source is not None for source in (codec, encoder, nllb)) != 1 or (encoder is None) != (decoder is None):
+        raise ValueError("name one source: --codec NAME, or --encoder E with --decoder D, or --nllb N")
+    if encoder is not None and Path(encoder).is_file() and tokenizer is None:
+        raise ValueError("Meta's .pt files come without their tokenizer: add --tokenizer sentencepiece.source.256000.model")
+    import torch
+
+    from sonarkit.codec.pipeline import Sonar
+    from sonarkit.codec.weights import ShapeHints
+
+    kept = torch.float32 if to == "meta" else getattr(torch, dtype)
+    if codec is not None:
+        sonar = Sonar.from_pretrained(codec, dtype=kept)
+    elif nllb is not None:
+        sonar = Sonar.from_nllb(nllb, tokenizer, dtype=kept)
+    elif encoder is not None and decoder is not None and Path(encoder).is_file():
+        assert tokenizer is not None
+        sonar = Sonar.from_meta(encoder, decoder, tokenizer, hints=ShapeHints(heads, pooling=pooling), dtype=kept)
+    else:
+        assert encoder is not None and decoder is not None
+        sonar = Sonar.from_huggingface(encoder, decoder, tokenizer, dtype=kept)
+    sonar.save_meta(out) if to == "meta" else sonar.save_pretrained(out, kept)
+    shape = f"{sonar.config.encoder.layers} + {sonar.config.decoder.layers} layers, D = {sonar.config.width}"
+    print(f"{out}: {sum(p.numel() for p in sonar.parameters()) / 1e6:.1f}M parameters, {shape}", file=sys.stderr)
 
 
 def lab(folder: Path = Path("sonarkit-notebooks"), no_browser: bool = False, allow_root: bool = False) -> None:

@@ -29,17 +29,15 @@ class StackConfig:
 
 @dataclass(frozen=True)
 class TextStackConfig(StackConfig):
-    """A stack that reads tokens; SONAR's decoder.
+    """A stack that reads tokens, as both sides do.
 
-    The token embedding is multiplied by sqrt(width) (`scale_embedding`), a position is added, and the sum may be
-    layer-normalised (`norm_embedding`). Sinusoidal positions begin at `first_position`: fairseq's first token stands
-    at its padding index, 1, plus one. Learned ones begin at 0.
+    The token embedding is multiplied by sqrt(width) (`scale_embedding`) and a position is added. Sinusoidal positions
+    begin at `first_position`: fairseq's first token stands at its padding index, 1, plus one. Learned ones begin at 0.
     """
 
     positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
     first_position: int = 2
     scale_embedding: bool = True
-    norm_embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,8 @@ class PoolerConfig(StackConfig):
 
 @dataclass(frozen=True)
 class EncoderConfig(TextStackConfig):
-    """The text encoder: its stack, how many layer norms end it, and how its outputs become one vector."""
+    """The text encoder: its stack and how its outputs become one vector."""
 
-    norm_twice: bool = False  # Meta's `normalize_before`: the stack ends with a layer norm of its own before the model's
     pooling: Pooling = "mean"
     pooler: PoolerConfig | None = None
 
@@ -65,6 +62,13 @@ class EncoderConfig(TextStackConfig):
             raise ValueError(
                 f"pooling 'attention' needs a pooler, and only it: got pooling {self.pooling!r}, pooler {self.pooler}"
             )
+
+
+@dataclass(frozen=True)
+class DecoderConfig(TextStackConfig):
+    """The text decoder; with `normalize_vector` it brings the sentence vector to length 1 before it reads it."""
+
+    normalize_vector: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class CodecConfig:
     vocab_size: int = 256_206
     width: int = 1024
     encoder: EncoderConfig = EncoderConfig()
-    decoder: TextStackConfig = TextStackConfig()
+    decoder: DecoderConfig = DecoderConfig()
     max_tokens: int = 512
 
     def __post_init__(self) -> None:
@@ -114,6 +118,6 @@ def codec_config(
         vocab_size,
         width,
         EncoderConfig(width, encoder_layers, heads, ffn, dropout=dropout),
-        TextStackConfig(width, decoder_layers, heads, ffn, dropout=dropout),
+        DecoderConfig(width, decoder_layers, heads, ffn, dropout=dropout),
         max_tokens,
     )

@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sonarkit.codec.config import StackConfig, TextStackConfig
+from sonarkit.codec.config import DecoderConfig, StackConfig
 from sonarkit.codec.layers import FeedForward, SelfAttention, TokenEmbedding
 from sonarkit.core.cross_entropy import linear_cross_entropy
 from sonarkit.core.packing import Packing
@@ -41,8 +42,9 @@ class DecoderLayer(nn.Module):
 class SentenceTerms(nn.Module):
     """All layers' cross-attention to one vector: z (N, D) -> (layers, N, H)."""
 
-    def __init__(self, config: StackConfig, vector_width: int) -> None:
+    def __init__(self, config: DecoderConfig, vector_width: int) -> None:
         super().__init__()
+        self.normalize = config.normalize_vector
         layers, width = config.layers, config.width
         value_bound, output_bound = (6 / (width + vector_width)) ** 0.5, (3 / width) ** 0.5  # xavier
         self.value_weight = nn.Parameter(torch.empty(layers, width, vector_width).uniform_(-value_bound, value_bound))
@@ -51,6 +53,8 @@ class SentenceTerms(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(layers, width))
 
     def forward(self, z_ND: Tensor) -> Tensor:
+        if self.normalize:
+            z_ND = F.normalize(z_ND, dim=-1)
         values = torch.matmul(z_ND, self.value_weight.mT) + self.value_bias[:, None]
         return torch.matmul(values, self.output_weight.mT) + self.output_bias[:, None]
 
@@ -74,7 +78,7 @@ class DecodingState:
 class Decoder(nn.Module):
     """Sentence vectors (N, D) -> token probabilities; input `</s> __lang__ pieces`, output projection tied."""
 
-    def __init__(self, config: TextStackConfig, vector_width: int, vocab_size: int, max_tokens: int) -> None:
+    def __init__(self, config: DecoderConfig, vector_width: int, vocab_size: int, max_tokens: int) -> None:
         super().__init__()
         self.config = config
         self.embedding = TokenEmbedding(config, vocab_size, max_tokens)

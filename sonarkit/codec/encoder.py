@@ -32,7 +32,6 @@ class Encoder(nn.Module):
         super().__init__()
         self.embedding = TokenEmbedding(config, vocab_size, max_tokens)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
-        self.stack_norm = nn.LayerNorm(config.width) if config.norm_twice else nn.Identity()
         self.norm = nn.LayerNorm(config.width)
         self.pooling = config.pooling
         self.pooler = AttentionPooler(config.pooler, config.width) if config.pooler else None
@@ -41,7 +40,7 @@ class Encoder(nn.Module):
         x_TH = self.embedding(ids_T, packing.positions())
         for layer in self.layers:
             x_TH = layer(x_TH, packing)
-        x_TH = self.norm(self.stack_norm(x_TH))
+        x_TH = self.norm(x_TH)
         return packing.in_callers_order(self.pool(x_TH, packing))
 
     def pool(self, x_TH: Tensor, packing: Packing) -> Tensor:

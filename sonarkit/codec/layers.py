@@ -33,7 +33,6 @@ class TokenEmbedding(nn.Module):
         self.positions = None
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(max_tokens, config.width) * config.width**-0.5)
-        self.norm = nn.LayerNorm(config.width) if config.norm_embedding else nn.Identity()
         self.scale = math.sqrt(config.width) if config.scale_embedding else 1.0
         self.dropout = nn.Dropout(config.dropout)
         self.config, self.max_tokens = config, max_tokens
@@ -48,7 +47,7 @@ class TokenEmbedding(nn.Module):
             x = x + table[places]
         elif self.positions is not None:
             x = x + F.embedding(places, self.positions)
-        return self.dropout(self.norm(x))
+        return self.dropout(x)
 
 
 class FeedForward(nn.Module):

@@ -7,22 +7,25 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sonarkit.codec import search
+from sonarkit.codec import published, search, weights
 from sonarkit.codec.config import CodecConfig
 from sonarkit.codec.decoder import Decoder
 from sonarkit.codec.encoder import Encoder
+from sonarkit.codec.reference import ReferenceSonar
 from sonarkit.codec.search import Hypothesis, SearchConfig
-from sonarkit.core import checkpoint
+from sonarkit.codec.weights import ShapeHints, Side, SideFile
+from sonarkit.core import checkpoint, memory
 from sonarkit.core import config as configs
 from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import chunks_by_tokens, pack
 from sonarkit.core.paths import asset
-from sonarkit.text.languages import per_text
+from sonarkit.text.languages import SONAR_LANGUAGES, per_text
 from sonarkit.text.tokenizer import Tokenizer
 
 SHIPPED = {"mini": "mini/sonar"}
@@ -54,24 +57,171 @@ class Sonar(nn.Module):
 
     # ------------------------------------------------------------------ loading and saving
 
+    @overload
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Sonar:
-        """The shipped codec `"mini"`, or a folder written by `save_pretrained`.
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: str | torch.device = ...,
+        dtype: torch.dtype = ...,
+        *,
+        accept_licence: bool | None = ...,
+        backend: Literal["sonarkit"] = ...,
+    ) -> Sonar: ...
 
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: str | torch.device = ...,
+        dtype: torch.dtype = ...,
+        *,
+        accept_licence: bool | None = ...,
+        backend: Literal["sonar-space"],
+    ) -> ReferenceSonar: ...
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        accept_licence: bool | None = None,
+        backend: Literal["sonarkit", "sonar-space"] = "sonarkit",
+    ) -> Sonar | ReferenceSonar:
+        """The shipped codec `"mini"`, Meta's `"sonar"` or `"sonar-finetuned"`, or a folder of `save_pretrained`.
+
+        Meta's weights (about 6 GB, CC-BY-NC 4.0) are downloaded once, after the licence was accepted: see
+        `codec.published`. `"sonar-finetuned"` has the decoder that was tuned on random interpolations.
+        `backend="sonar-space"` runs the same codec by Meta's own package, to compare (`codec.reference`; CPU, float32).
         Raises FileNotFoundError for what is not there and ValueError for files that are not whole.
         """
+        if backend not in ("sonarkit", "sonar-space"):
+            raise ValueError(f'backend must be "sonarkit" or "sonar-space", got {backend!r}')
+        if backend == "sonar-space":
+            return ReferenceSonar(cls.from_pretrained(name, accept_licence=accept_licence))
+        if str(name) in published.PUBLISHED:
+            files = published.files(str(name), accept_licence=accept_licence)
+            sonar = cls.from_meta(files.encoder, files.decoder, files.tokenizer, device=device, dtype=dtype)
+            sonar.name = str(name)
+            return sonar
         folder = asset(SHIPPED[str(name)]) if str(name) in SHIPPED else Path(name)
         if not (folder / "config.json").is_file():
+            known = ", ".join(sorted([*SHIPPED, *published.PUBLISHED]))
             raise FileNotFoundError(
-                f"no codec at {str(name)!r}: expected one of {', '.join(sorted(SHIPPED))} or a folder with config.json, "
+                f"no codec at {str(name)!r}: expected one of {known} or a folder with config.json, "
                 "model.safetensors and tokenizer.spm"
             )
         with torch.device("meta"):
             sonar = cls(configs.load(CodecConfig, folder / "config.json"), Tokenizer.load(folder))
-        tensors = checkpoint.read_safetensors(folder / "model.safetensors")
-        checkpoint.assign(sonar, {key: value.to(dtype) for key, value in tensors.items()}, folder / "model.safetensors")
+        file = folder / "model.safetensors"
+        memory.check(
+            sum(p.numel() for p in sonar.parameters()) * dtype.itemsize, f"loading {file} as {dtype}", torch.device(device)
+        )
+        tensors = checkpoint.read_safetensors(file)  # mapped: each tensor is read when it is converted
+        checkpoint.assign(sonar, {key: value.to(device, dtype, copy=True) for key, value in tensors.items()}, file)
         sonar.name = str(name)
-        return sonar.to(device).eval()
+        return sonar.eval()
+
+    @classmethod
+    def from_meta(
+        cls,
+        encoder: str | Path,
+        decoder: str | Path,
+        tokenizer: str | Path,
+        *,
+        languages: Sequence[str] = SONAR_LANGUAGES,
+        hints: ShapeHints = ShapeHints(),
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Sonar:
+        """Meta's own files: two `.pt` and the SentencePiece model, in either of Meta's key layouts.
+
+        Width, depth, FFN, vocabulary and pooler are read off the weights; heads, activation and pooling are not in
+        them and come from `hints` (16, ReLU, mean). `languages` are the language tokens in their order. Needs 1.05
+        times the weights' bytes in `dtype`. ValueError names every tensor that is missing or unexpected.
+        """
+        return cls._from_sides(Path(encoder), Path(decoder), Tokenizer(Path(tokenizer), languages), hints, device, dtype)
+
+    @classmethod
+    def from_huggingface(
+        cls,
+        encoder: str | Path,
+        decoder: str | Path,
+        tokenizer: str | Path | None = None,
+        *,
+        languages: Sequence[str] = SONAR_LANGUAGES,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Sonar:
+        """SONAR as ported to Hugging Face's M2M100: a folder each, or the names of two repositories to download,
+        such as `cointegrated/SONAR_200_text_encoder` and `raxtemur/SONAR_200_text_decoder`.
+
+        `tokenizer` is the SentencePiece model, by default the encoder folder's `sentencepiece.bpe.model`.
+        """
+        reading, speaking = _hub_folder(encoder), _hub_folder(decoder)
+        hints = replace(weights.hints_of_huggingface(reading), decoder_heads=weights.hints_of_huggingface(speaking).decoder_heads)
+        spm = Tokenizer(Path(tokenizer) if tokenizer else _sentencepiece_file(reading), languages)
+        return cls._from_sides(reading, speaking, spm, hints, device, dtype)
+
+    @classmethod
+    def from_nllb(
+        cls,
+        folder: str | Path,
+        tokenizer: str | Path | None = None,
+        *,
+        languages: Sequence[str] = SONAR_LANGUAGES,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Sonar:
+        """An NLLB or M2M-100 (Hugging Face's M2M100, one folder or repository) as the beginning of a codec.
+
+        The encoder is NLLB's with mean pooling; the decoder is NLLB's reading one vector instead of many, so its
+        cross-attention keeps the values and loses queries and keys. SONAR was initialised so (arXiv 2308.11466, 4.1);
+        it must be trained before its vectors mean anything.
+        """
+        path = _hub_folder(folder)
+        spm = Tokenizer(Path(tokenizer) if tokenizer else _sentencepiece_file(path), languages)
+        return cls._from_sides(path, path, spm, weights.hints_of_huggingface(path), device, dtype)
+
+    @classmethod
+    def _from_sides(
+        cls,
+        encoder: Path,
+        decoder: Path,
+        tokenizer: Tokenizer,
+        hints: ShapeHints,
+        device: str | torch.device,
+        dtype: torch.dtype,
+    ) -> Sonar:
+        def sides() -> tuple[tuple[SideFile, Side], ...]:
+            return (weights.open_side(encoder, "encoder"), "encoder"), (weights.open_side(decoder, "decoder"), "decoder")
+
+        (reading, _), (speaking, _) = sides()
+        config = weights.read_shape(reading, speaking, tokenizer.languages, hints)
+        weights.check_names(reading, config, "encoder")
+        weights.check_names(speaking, config, "decoder")
+        del reading, speaking
+        with torch.device("meta"):
+            sonar = cls(config, tokenizer)
+        weights.fill(sonar, sides, config, torch.device(device), dtype)
+        return sonar.eval()
+
+    def save_meta(self, folder: str | Path) -> None:
+        """Write `sonar_text_encoder.pt`, `sonar_text_decoder.pt` and the SentencePiece model as sonar-space reads them.
+
+        The query and key projections that never reach the output are not kept here and come back as zeros.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        sides: tuple[Side, Side] = ("encoder", "decoder")
+        for side in sides:
+            state = {"model": weights.meta_tensors(self, self.config, side)}
+            checkpoint.write_atomically(folder / f"sonar_text_{side}.pt", lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
+        model = self.tokenizer.model
+        checkpoint.write_atomically(folder / "sentencepiece.source.model", lambda path: path.write_bytes(model))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write `config.json`, `model.safetensors` (in `dtype`) and the tokenizer; atomic file by file."""
@@ -266,3 +416,29 @@ def _batches(ids: list[list[int]], budget: int, progress: bool, what: str) -> It
         yield chunk
         bar.update(len(chunk))
     bar.close()
+
+
+def _hub_folder(name: str | Path) -> Path:
+    """A folder of Hugging Face's: one that is there, or a repository's name, downloaded to the hub's cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    if isinstance(name, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"no folder {str(name)!r}, and no name of a repository such as cointegrated/SONAR_200_text_encoder"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "sentencepiece*"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(f"could not get {name} from the Hugging Face hub: {str(error).splitlines()[0]}") from error
+
+
+def _sentencepiece_file(folder: Path) -> Path:
+    found = [folder / name for name in ("sentencepiece.bpe.model", "sentencepiece.source.256000.model", "tokenizer.spm")]
+    for file in found:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"{folder} has no {found[0].name}; pass the SentencePiece model as tokenizer=")

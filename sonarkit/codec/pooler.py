@@ -59,6 +59,7 @@ class AttentionPooler(nn.Module):
     def __init__(self, config: PoolerConfig, memory_width: int) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
+        self.scale = math.sqrt(memory_width)  # as in sonar-space 0.5.0, also where the pooler is wider than the encoder
         self.layers = nn.ModuleList(PoolerLayer(config, memory_width) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
         self.projection = linear(config.width, config.width)
@@ -66,7 +67,7 @@ class AttentionPooler(nn.Module):
     def forward(self, memory_TH: Tensor, packing: Packing) -> Tensor:
         width = len(self.query)
         position = sinusoidal_positions(0, 1, width, self.query.device)[0].to(self.query.dtype)
-        x_ND = (self.query * math.sqrt(width) + position).expand(len(packing.order_N), -1)
+        x_ND = (self.query * self.scale + position).expand(len(packing.order_N), -1)
         for layer in self.layers:
             x_ND = layer(x_ND, memory_TH, packing)
         return self.projection(self.norm(x_ND))

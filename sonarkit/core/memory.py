@@ -1,0 +1,58 @@
+"""How much memory there is, asked before it is needed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def available(device: torch.device = torch.device("cpu")) -> int | None:
+    """Bytes that can be taken on `device` without swapping or being killed; None where the system does not tell.
+
+    On a CPU the least of what the system has free (Linux's MemAvailable) and what the control group may still take.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not Path("/proc/meminfo").is_file():
+        return None
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    group = Path("/sys/fs/cgroup")
+    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if limit is not None and used is not None:
+        cached = (group / "memory.stat").read_text().split() if (group / "memory.stat").is_file() else []
+        reclaimable = int(cached[cached.index("file") + 1]) if "file" in cached else 0
+        left = limit - used + reclaimable
+        free = left if free is None else min(free, left)
+    return free
+
+
+def check(needed: int, what: str, device: torch.device = torch.device("cpu"), advice: str = "") -> None:
+    """ValueError, before anything is allocated, when `needed` bytes are more than `device` has left."""
+    left = available(device)
+    if left is not None and needed > left:
+        raise ValueError(
+            f"{what} needs {_gib(needed)} of memory on {device}, but {_gib(left)} are free; "
+            f"{advice or 'free some, or use a machine with more'}"
+        )
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file of the control group; None when there is none or it says "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def peak() -> int:
+    """Bytes this process has held at its most (resident, shared pages included)."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
