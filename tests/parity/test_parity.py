@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from layouts import fairseq_layout  # type: ignore[import-not-found]
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -151,28 +151,6 @@ def test_the_shipped_codec_is_what_meta_makes_of_it() -> None:
 
 
 # ---------------------------------------------------------------------- layouts
-
-
-def fairseq_layout(tensors: dict[str, Tensor], side: str) -> dict[str, Tensor]:
-    """Tensors in fairseq2's names under fairseq's, the first four embedding rows in fairseq's order."""
-    renamed = {}
-    for key, value in tensors.items():
-        for ours, theirs in (
-            (r"^(en|de)coder\.layers", "layers"),
-            (r"self_attn\.output_proj", "self_attn.out_proj"),
-            (r"encoder_decoder_attn\.output_proj", "encoder_attn.out_proj"),
-            (r"encoder_decoder_attn", "encoder_attn"),
-            (r"ffn\.inner_proj", "fc1"),
-            (r"ffn\.output_proj", "fc2"),
-            (r"ffn_layer_norm", "final_layer_norm"),
-            (rf"^{side}_frontend\.embed", "embed_tokens"),
-            (r"^decoder\.layer_norm", "layer_norm"),
-        ):
-            key = re.sub(ours, theirs, key)
-        renamed[key] = value
-    table = renamed["embed_tokens.weight"].clone()
-    table[[1, 3, 0, 2]] = table[:4].clone()
-    return {**renamed, "embed_tokens.weight": table}
 
 
 @pytest.mark.parametrize("layout", ["fairseq", "bare", "huggingface"])
