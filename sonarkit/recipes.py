@@ -60,13 +60,15 @@ class CodecRun:
 class SonarLLMRun:
     """Train a SONAR-LLM on an embedding store.
 
-    `data` is the store to learn from, `valid` the one it is judged on; `codec` what made them.
+    `data` is the store to learn from, `valid` the one it is judged on; `codec` what made them. `init` is a SONAR-LLM
+    over the same codec to go on from, "mini" or a folder; "" begins with random weights.
     """
 
     data: Path
     valid: Path
     train: TrainConfig
     backbone: BackboneConfig
+    init: str = ""
     codec: str = "mini"
     batches: ConceptDataConfig = field(default_factory=ConceptDataConfig)
 

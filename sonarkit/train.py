@@ -21,6 +21,7 @@ import tyro  # noqa: E402
 
 from sonarkit import recipes  # noqa: E402
 from sonarkit.codec.pipeline import SHIPPED, Sonar  # noqa: E402
+from sonarkit.core import config as configs  # noqa: E402
 from sonarkit.core.distributed import World, barrier, print0, start, stop  # noqa: E402
 from sonarkit.core.errors import user_errors  # noqa: E402
 from sonarkit.evaluation.codec import codec_report  # noqa: E402
@@ -73,7 +74,7 @@ def train_sonar_llm(run: SonarLLMRun, world: World) -> Evaluation:
     torch.manual_seed(run.train.seed)
     codec = run.codec if run.codec in SHIPPED else str(Path(run.codec).resolve())  # to be found from any folder
     config = SonarLLMConfig(run.backbone, sonar.config.width, codec, sonar.fingerprint())
-    model = SonarLLM(config, sonar)
+    model = SonarLLM(config, sonar) if not run.init else _begun(run.init, config, sonar)
     print0(
         world,
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(stores[0])} documents, {world.size} rank(s)",
@@ -85,6 +86,15 @@ def train_sonar_llm(run: SonarLLMRun, world: World) -> Evaluation:
         return {**story_report(stories), "sample": stories[0].text}
 
     return train(ConceptTask(model, stores[0], stores[1], run.batches, run.train.seed, samples), run.train, world)
+
+
+def _begun(name: str, config: SonarLLMConfig, sonar: Sonar) -> SonarLLM:
+    """The SONAR-LLM to go on from; ValueError when its shape or its codec is another."""
+    model = SonarLLM.from_pretrained(name, sonar=sonar)
+    if model.config != config:
+        told = "; ".join(configs.difference(configs.to_dict(model.config), configs.to_dict(config)))
+        raise ValueError(f"{name} cannot be gone on from, since its configuration is another: {told}")
+    return model.train()
 
 
 def train_codec(run: CodecRun, world: World) -> Evaluation:

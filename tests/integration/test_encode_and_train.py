@@ -181,12 +181,20 @@ def test_two_ranks_go_on_after_one_was_killed(two_ranks: Path, stores: Stores, c
     assert losses(out) == losses(two_ranks)
 
 
+def test_a_run_goes_on_from_a_trained_model(two_ranks: Path, stores: Stores, codec: Path, tmp_path: Path) -> None:
+    """With `--init`, not from its checkpoints: a new schedule and another corpus are allowed."""
+    assert run([PACKAGE / "train.py", *training(stores, codec, tmp_path, init=two_ranks / "final", steps=2)]).returncode == 0
+    first, last = losses(tmp_path)[0][1], losses(two_ranks)[-1][1]
+    assert first < (losses(two_ranks)[0][1] + last) / 2, "it begins near where the other ended"
+
+
 def test_what_does_not_fit_is_refused(
     stores: Stores, codec: Path, make_codec: Callable[[int], Path], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     out = tmp_path / "run"
     refused(train.main, training(stores, make_codec(1), out), "was made by codec", "Encode the corpus again")
     refused(train.main, training((tmp_path, stores[1]), codec, out), "no embedding store", "encode.py")
+    refused(train.main, training(stores, codec, out, init="mini"), "mini", "codec")
     refused(train.main, ["sonar-lm"], "unknown model family 'sonar-lm'", "codec, sonar-llm")
     refused(train.main, ["sonar-llm", "--size", "900"], "unknown size '900'", "mini")
     assert not out.exists()
