@@ -66,9 +66,13 @@ class EncoderConfig(TextStackConfig):
 
 @dataclass(frozen=True)
 class DecoderConfig(TextStackConfig):
-    """The text decoder; with `normalize_vector` it brings the sentence vector to length 1 before it reads it."""
+    """The text decoder. With `normalize_vector` it brings the sentence vector to length 1 before it reads it.
+
+    `predicts_language`: it was trained to predict the language token after the first `</s>`, so that a search may score it.
+    """
 
     normalize_vector: bool = False
+    predicts_language: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,12 @@ def codec_config(
     dropout: float = 0.1,
     max_tokens: int = 512,
 ) -> CodecConfig:
-    """SONAR's architecture in another size, both sides alike but in depth."""
+    """SONAR's architecture in another size, both sides alike but in depth; for a codec that our objectives train."""
     return CodecConfig(
         languages,
         vocab_size,
         width,
         EncoderConfig(width, encoder_layers, heads, ffn, dropout=dropout),
-        DecoderConfig(width, decoder_layers, heads, ffn, dropout=dropout),
+        DecoderConfig(width, decoder_layers, heads, ffn, dropout=dropout, predicts_language=False),
         max_tokens,
     )

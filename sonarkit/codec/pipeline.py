@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal, overload
 
@@ -25,6 +26,7 @@ from sonarkit.core import config as configs
 from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import chunks_by_tokens, pack
 from sonarkit.core.paths import asset
+from sonarkit.text.corpora import read_lines
 from sonarkit.text.languages import SONAR_LANGUAGES, per_text
 from sonarkit.text.tokenizer import Tokenizer
 
@@ -292,6 +294,28 @@ class Sonar(nn.Module):
             vectors[chunk] = self.encoder(*pack([ids[i] for i in chunk], self.device)).float()
         return vectors
 
+    def encode_stream(
+        self,
+        texts: Iterable[str] | Path,
+        lang: str = "eng_Latn",
+        *,
+        batch_tokens: int = 4096,
+        buffer: int = 8192,
+        progress: bool = False,
+    ) -> Iterator[Tensor]:
+        """Millions of sentences -> blocks of (n, D) vectors in their order, in the memory that one block takes.
+
+        `texts` is any iterable, or the path of a UTF-8 text file (or .gz) with a sentence on each line; every line, a
+        blank one too, has its vector. `buffer` sentences are read ahead, sorted by length and yielded as one block.
+        """
+        if isinstance(texts, str):
+            raise ValueError("expected sentences or a Path, got one string; pass [text], or Path(name) for a file")
+        lines = (line.rstrip("\r\n") for _, line in read_lines(texts)) if isinstance(texts, Path) else iter(texts)
+        with tqdm(desc="encode", unit=" sentences", disable=not progress, leave=False) as bar:
+            while block := list(islice(lines, buffer)):
+                yield self.encode(block, lang, batch_tokens=batch_tokens)
+                bar.update(len(block))
+
     # ------------------------------------------------------------------ vectors -> text
 
     def search(
@@ -304,17 +328,22 @@ class Sonar(nn.Module):
         seed: int | None = None,
         progress: bool = False,
     ) -> list[list[Hypothesis]]:
-        """(n, D) vectors -> for each the hypotheses found, best first, with ids and log-probabilities.
+        """(n, D) vectors -> for each the hypotheses found (the n best), best first, with ids, log-probabilities and score.
 
-        `seed` makes sampling repeatable. Raises ValueError for vectors of another width or with NaN.
+        Other special tokens than `</s>` and `<unk>` come only from a codec that scores its language token, as in Meta's
+        search, and `<pad>` never; texts are without them. `seed` makes sampling repeatable. Raises ValueError for vectors
+        of another width or with NaN.
         """
         z = self._check_vectors(z)
         codes = [self.tokenizer.language_id(code) for code in per_text(lang, len(z), self.languages)]
         limit = self.config.max_tokens - 3  # the prefix and the end take three places
-        config = replace(config, max_tokens=min(config.max_tokens, limit))
+        scored = self.config.decoder.predicts_language if config.score_language is None else config.score_language
+        most = min(config.max_tokens, limit)
+        config = replace(config, max_tokens=most, min_tokens=min(config.min_tokens, most), score_language=scored)
         eos = self.tokenizer.eos_id
-        forbidden = [i for i in self.tokenizer.special_ids if i != eos]
-        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        never = set(self.tokenizer.special_ids) - {eos, self.tokenizer.unk_id}
+        forbidden = [self.tokenizer.pad_id] if scored else sorted(never)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
         found: list[list[Hypothesis]] = []
         starts = range(0, len(z), batch_size)
         for start in tqdm(starts, desc="decode", unit="batch", disable=not progress, leave=False):
@@ -333,17 +362,31 @@ class Sonar(nn.Module):
         lang: str | Sequence[str] = "eng_Latn",
         *,
         beam_size: int = 5,
-        max_tokens: int = 256,
+        max_tokens: int = 512,
         sample: bool = False,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        length_penalty: float = 1.0,
+        no_repeat_ngram: int = 0,
         batch_size: int = 32,
         seed: int | None = None,
         progress: bool = False,
     ) -> list[str]:
-        """(n, D) vectors -> n sentences in `lang` (one code, or one per vector). See `SearchConfig` for the options."""
-        config = SearchConfig(beam_size, max_tokens, sample, temperature, top_k, top_p)
+        """(n, D) vectors -> n sentences in `lang` (one code, or one per vector), the best found of each.
+
+        See `SearchConfig` for the options and `search` for the n best with their scores.
+        """
+        config = SearchConfig(
+            beam_size,
+            max_tokens,
+            sample,
+            temperature,
+            top_k,
+            top_p,
+            length_penalty=length_penalty,
+            no_repeat_ngram=no_repeat_ngram,
+        )
         found = self.search(z, lang, config, batch_size=batch_size, seed=seed, progress=progress)
         return [self.tokenizer.decode(hypotheses[0].ids) for hypotheses in found]
 

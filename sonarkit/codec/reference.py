@@ -59,7 +59,9 @@ class ReferenceSonar:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "sentencepiece.model"
             file.write_bytes(sonar.tokenizer.model)
-            self.tokenizer = load_nllb_tokenizer(file, NllbTokenizerConfig(langs=list(self.languages), default_lang=self.languages[0]))
+            self.tokenizer = load_nllb_tokenizer(
+                file, NllbTokenizerConfig(langs=list(self.languages), default_lang=self.languages[0])
+            )
         self._to_vector = TextToEmbeddingModelPipeline(self.encoder, self.tokenizer)
         self._to_text = EmbeddingToTextModelPipeline(self.decoder, self.tokenizer)
 

@@ -217,6 +217,7 @@ class ShapeHints:
     first_position: int = 2
     scale_embedding: bool = True
     normalize_vector: bool = False
+    predicts_language: bool = True
     positions: bool = True  # a sinusoidal position is added; learned ones are seen in the tensors
     dropout: float = 0.1
     max_tokens: int = 512
@@ -234,7 +235,9 @@ def read_shape(encoder: SideFile, decoder: SideFile, languages: tuple[str, ...],
         raise ValueError(f"encoder and decoder must share a vocabulary, but their embedding tables differ in rows: {told}")
     pooler = _read_pooler(encoder, hints)
     encoder_config = EncoderConfig(**vars(reading), pooling="attention" if pooler else hints.pooling, pooler=pooler)
-    decoder_config = DecoderConfig(**vars(speaking), normalize_vector=hints.normalize_vector)
+    decoder_config = DecoderConfig(
+        **vars(speaking), normalize_vector=hints.normalize_vector, predicts_language=hints.predicts_language
+    )
     width = (pooler or encoder_config).width
     memory_width = _tensor(decoder, "decoder.layers.0.encoder_decoder_attn.v_proj.weight").shape[1]
     if memory_width != width:

@@ -61,7 +61,7 @@ class RolloutConfig:
     stop_on: Literal["predicted", "reencoded"] = "predicted"
     stop_on_loop: bool = True
     noise: float = 0.0
-    search: SearchConfig = field(default_factory=SearchConfig)
+    search: SearchConfig = field(default_factory=lambda: SearchConfig(max_tokens=256))
 
     def __post_init__(self) -> None:
         if self.max_sentences < 2 or not -1 <= self.end_threshold <= 1 or self.noise < 0:

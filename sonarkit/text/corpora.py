@@ -133,7 +133,8 @@ def _file(path: Path, column: str) -> Iterator[tuple[object, str]]:
             yield _cell(row, column, f"{path}:{number}"), f"{path.name}:{number}"
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 text file, plain or .gz, with their numbers and ends. ValueError names file and line."""
     for number, line in _raw_lines(path):
         try:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -156,7 +157,7 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSONL file with their line numbers; blank lines are skipped. ValueError names file and line."""
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         if not line.strip():
             continue
         try:
@@ -182,7 +183,7 @@ def _no_column(where: str, column: str, columns: Iterable[str]) -> ColumnError:
 def _plain(path: Path) -> Iterator[tuple[object, str]]:
     lines: list[str] = []
     began = 1
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         if line.strip():
             began = began if lines else number
             lines.append(line)

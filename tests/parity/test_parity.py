@@ -116,10 +116,11 @@ def assert_same_search(
     sonar: Sonar, z: Tensor, langs: list[str], expected: list[list[dict[str, Any]]], batch_size: int, max_tokens: int = 37
 ) -> None:
     """The best sentence token for token, all hypotheses' scores within 1e-4. Meta's limit of 40 counts prefix and end."""
-    found = sonar.search(z, langs, SearchConfig(beam_size=5, max_tokens=max_tokens), batch_size=batch_size)
+    config = SearchConfig(beam_size=5, max_tokens=max_tokens, score_language=True)
+    found = sonar.search(z, langs, config, batch_size=batch_size)
     eos = sonar.tokenizer.eos_id
     for ours, theirs in zip(found, expected, strict=True):
-        assert [*ours[0].ids, *([eos] if ours[0].ended else [])] == theirs[0]["ids"]
+        assert [*ours[0].ids, eos] == theirs[0]["ids"]
         assert [h.score for h in ours] == pytest.approx([h["score"] for h in theirs], abs=1e-4)
 
 

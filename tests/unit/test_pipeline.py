@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,30 @@ def test_damaged_weights_are_named(sonar: Sonar, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace('"layers": 2', '"layers": 3'))
     with pytest.raises(ValueError, match="missing encoder.layers.2"):
         Sonar.from_pretrained(tmp_path)
+
+
+def test_a_stream_is_encoded_a_block_at_a_time(sonar: Sonar, tmp_path: Path) -> None:
+    """From an iterator that is read no further than a block ahead, and from a file, line by line."""
+    texts = ["Mia found a kite.", "A fox.", "", "They all laughed and danced until night."] * 3
+    read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal read
+        for text in itertools.cycle(texts):
+            read += 1
+            yield text
+
+    expected = sonar.encode(texts, "eng_Latn")
+    stream = sonar.encode_stream(endless(), buffer=5)
+    for block in range(3):
+        torch.testing.assert_close(next(stream), expected[[(5 * block + i) % 12 for i in range(5)]], rtol=0, atol=1e-5)
+        assert read == 5 * (block + 1)
+    (tmp_path / "lines.txt").write_text("\r\n".join(texts), encoding="utf-8")
+    blocks = list(sonar.encode_stream(tmp_path / "lines.txt", buffer=5))
+    assert [len(block) for block in blocks] == [5, 5, 2]
+    torch.testing.assert_close(torch.cat(blocks), expected, rtol=0, atol=1e-5)
+    (tmp_path / "latin1.txt").write_bytes(b"fine\nL\xf6we\n")
+    with pytest.raises(ValueError, match="latin1.txt:2: not valid UTF-8"):
+        list(sonar.encode_stream(tmp_path / "latin1.txt"))
+    with pytest.raises(ValueError, match="got one string"):
+        next(sonar.encode_stream("lines.txt"))

@@ -10,7 +10,7 @@ import torch
 from sonarkit.codec.config import codec_config
 from sonarkit.codec.decoder import Decoder
 from sonarkit.codec.pipeline import Sonar
-from sonarkit.codec.search import Hypothesis, SearchConfig, beam_search, sample, truncated
+from sonarkit.codec.search import Hypothesis, SearchConfig, beam_search, likeliest, sample, settle
 from sonarkit.core.packing import pack
 
 EOS, LANG = 3, 8
@@ -105,16 +105,110 @@ def test_sampling_follows_the_probabilities_and_its_seed(decoder: Decoder) -> No
     assert draw(0) != draw(1)
 
 
+def kept(probabilities: list[float], top_k: int, top_p: float) -> set[int]:
+    ids, logits = likeliest(torch.tensor([probabilities]).log(), top_k, top_p)
+    return set(ids[logits.isfinite()].tolist())
+
+
 def test_top_k_and_top_p_keep_the_likeliest_tokens() -> None:
-    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    assert truncated(logits, 2, 1.0).isfinite().tolist() == [[True, True, False, False]]
-    assert truncated(logits, 0, 0.6).isfinite().tolist() == [[True, True, False, False]]  # 0.5 < 0.6 <= 0.8
-    assert truncated(logits, 0, 0.5).isfinite().tolist() == [[True, False, False, False]]
-    assert truncated(logits, 0, 1.0).isfinite().all()
+    probabilities = [0.15, 0.5, 0.05, 0.3]
+    assert kept(probabilities, 2, 1.0) == {1, 3}
+    assert kept(probabilities, 0, 0.6) == {1, 3}  # 0.5 < 0.6 <= 0.8
+    assert kept(probabilities, 0, 0.5) == {1}
+    assert kept(probabilities, 0, 1.0) == {0, 1, 2, 3}
+    assert kept(probabilities, 3, 0.7) == {1, 3}  # of the three left, 0.5 + 0.3 are 84 %
+
+
+def test_a_seed_says_the_same_in_batches_of_any_size_of_one_pass(decoder: Decoder) -> None:
+    """Each vector has random numbers of its own: what the others say, and when they end, does not matter."""
+    z = torch.randn(6, 8, generator=torch.Generator().manual_seed(5))
+    config = SearchConfig(sample=True, max_tokens=8)
+
+    def draw(z: torch.Tensor) -> list[list[Hypothesis]]:
+        noise = torch.Generator().manual_seed(0)
+        return sample(decoder, z, [LANG] * len(z), config, eos_id=EOS, forbidden=[0, 1, 2, LANG], generator=noise)
+
+    assert [h[0].ids for h in draw(z)][:2] == [h[0].ids for h in draw(z[:2])]
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("score_language", [False, True])
+def test_scores_are_those_of_teacher_forcing(
+    decoder: Decoder, sampled: bool, length_penalty: float, score_language: bool
+) -> None:
+    """Token by token, and summed over (number of tokens) ** length_penalty; cut sentences too."""
+    z = torch.randn(7, 8, generator=torch.Generator().manual_seed(6))
+    config = SearchConfig(3, 4, sampled, length_penalty=length_penalty, score_language=score_language)
+    find = sample if sampled else beam_search
+    found = find(decoder, z, [LANG] * 7, config, eos_id=EOS, forbidden=[0, 1, 2, LANG])
+    assert {h.ended for hypotheses in found for h in hypotheses} == {False, True}
+    for vector, hypotheses in zip(z, found):
+        for h in hypotheses:
+            with torch.no_grad():
+                _, losses = decoder.token_losses(vector[None], *pack([[EOS, LANG, *h.ids, EOS]]), skip=0)
+            assert h.log_probs == pytest.approx((-losses[1:]).tolist(), abs=1e-5)
+            counted = losses if score_language else losses[1:]
+            assert h.score == pytest.approx(-counted.sum().item() / len(counted) ** length_penalty, abs=1e-4)
+
+
+def test_length_penalty_orders_short_and_long_sentences(decoder: Decoder) -> None:
+    z = torch.randn(1, 8, generator=torch.Generator().manual_seed(7))
+
+    def best(penalty: float) -> int:
+        config = SearchConfig(200, 3, length_penalty=penalty)
+        return len(beam_search(decoder, z, [LANG], config, eos_id=EOS, forbidden=[0, 1, 2, LANG])[0][0].ids)
+
+    assert best(-3.0) <= best(1.0) <= best(8.0) and best(-3.0) < best(8.0)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_ngram_comes_twice(decoder: Decoder, sampled: bool, n: int) -> None:
+    z = torch.randn(20, 8, generator=torch.Generator().manual_seed(8))
+    find = sample if sampled else beam_search
+
+    def repeats(ngram: int) -> int:
+        config = SearchConfig(3, 12, sampled, no_repeat_ngram=ngram)
+        found = find(decoder, z, [LANG] * 20, config, eos_id=EOS, forbidden=[0, 1, 2, LANG])
+        grams = [[h.ids[i : i + n] for i in range(len(h.ids) - n + 1)] for hypotheses in found for h in hypotheses]
+        return sum(len(g) - len(set(g)) for g in grams)
+
+    assert repeats(n) == 0
+    assert repeats(0) > 0, "else the first half proves nothing"
+
+
+def test_a_sentence_has_the_least_number_of_tokens(decoder: Decoder) -> None:
+    z = torch.randn(9, 8, generator=torch.Generator().manual_seed(9))
+    for config in (SearchConfig(3, 6, min_tokens=4), SearchConfig(3, 6, True, min_tokens=4)):
+        find = sample if config.sample else beam_search
+        found = find(decoder, z, [LANG] * 9, config, eos_id=EOS, forbidden=[0, 1, 2, LANG])
+        assert {len(h.ids) for hypotheses in found for h in hypotheses} <= {4, 5, 6}
+
+
+def test_rows_that_can_stay_stay() -> None:
+    assert settle([2, 0, 2, 5]) == [1, 3, 0, 2]
+    assert settle([0, 1, 2]) == [0, 1, 2]
+    for seed in range(20):
+        sources = torch.randint(0, 6, (6,), generator=torch.Generator().manual_seed(seed)).tolist()
+        order = settle(sources)
+        assert sorted(order) == list(range(6))
+        assert {sources[i] for place, i in enumerate(order) if sources[i] == place} == {s for s in sources if s < 6}
 
 
 @pytest.mark.parametrize(
-    "bad", [{"beam_size": 0}, {"max_tokens": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}]
+    "bad",
+    [
+        {"beam_size": 0},
+        {"max_tokens": 0},
+        {"min_tokens": -1},
+        {"min_tokens": 999},
+        {"no_repeat_ngram": -1},
+        {"temperature": 0.0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+    ],
 )
 def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
