@@ -74,7 +74,7 @@ class ReferenceSonar:
             found = self._to_vector.predict(
                 [texts[i] for i in rows], source_lang=code, batch_size=batch_size, progress_bar=progress
             )
-            vectors[rows] = found.clone()  # out of inference mode: gradients may start from it
+            vectors[rows] = found.float().clone()  # out of inference mode: gradients may start from it
         return vectors
 
     def decode(

@@ -235,24 +235,29 @@ def encode(rows: list[Row], sonar: Sonar, texts: list[str], options: Options, si
 
 def decode(rows: list[Row], what: str, sonar: Sonar, z: Tensor, tokens: int, options: Options, sizes: tuple[int, ...]) -> None:
     """Float32 against the peers in float32, then ours in bfloat16 against the same."""
-    config, meta, hf = SearchConfig(beam_size=5, max_tokens=tokens), *peers(sonar, torch.float32)
-    some = z[: max(4, len(z) // 4)]
-    meta_size = best_batch(lambda n: meta.decode(some, LANG, max_tokens=tokens, batch_size=n), sizes)
-    hf_size = best_batch(lambda n: hf.decode(some, tokens, n), sizes)
+    config = SearchConfig(beam_size=5, max_tokens=tokens, score_language=True)  # as Meta scores
+    meta, hf = peers(sonar, torch.float32)
     half = copy.deepcopy(sonar).to(torch.bfloat16)
+    some = z[: max(4, len(z) // 4)]
+    best = {
+        "sonarkit": best_batch(lambda n: sonar.search(some, LANG, config, batch_size=n), sizes),
+        "sonarkit, bfloat16": best_batch(lambda n: half.search(some, LANG, config, batch_size=n), sizes),
+        "sonar-space": best_batch(lambda n: meta.decode(some, LANG, max_tokens=tokens, batch_size=n), sizes),
+        "M2M100": best_batch(lambda n: hf.decode(some, tokens, n), sizes),
+    }
     times = in_turns(
         max(1, options.rounds - 1),
         {
-            "sonarkit": lambda: sonar.search(z, LANG, config),
-            "sonarkit, bfloat16": lambda: half.search(z, LANG, config),
-            "sonar-space": lambda: meta.decode(z, LANG, max_tokens=tokens, batch_size=meta_size),
-            "M2M100": lambda: hf.decode(z, tokens, hf_size),
+            "sonarkit": lambda: sonar.search(z, LANG, config, batch_size=best["sonarkit"]),
+            "sonarkit, bfloat16": lambda: half.search(z, LANG, config, batch_size=best["sonarkit, bfloat16"]),
+            "sonar-space": lambda: meta.decode(z, LANG, max_tokens=tokens, batch_size=best["sonar-space"]),
+            "M2M100": lambda: hf.decode(z, tokens, best["M2M100"]),
         },
     )
-    theirs, texts = meta.decode(some, LANG, max_tokens=tokens), sonar.decode(some, LANG, max_tokens=tokens)
-    checked = {"same sentences as sonar-space": sum(a == b for a, b in zip(theirs, texts)) / len(some)}
-    sizes_used = {"sonar-space": meta_size, "M2M100": hf_size}
-    report(rows, what, len(z), "vectors", times, **checked, batch_sizes=sizes_used)
+    theirs = meta.decode(some, LANG, max_tokens=tokens)
+    texts = [sonar.tokenizer.decode(found[0].ids) for found in sonar.search(some, LANG, config)]
+    checked = {"same sentences as sonar-space": sum(a == b for a, b in zip(theirs, texts)) / len(some), "batch_sizes": best}
+    report(rows, what, len(z), "vectors", times, **checked)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -377,11 +382,11 @@ def main(options: Options) -> None:
             encode(rows, sonar, texts, options, (16, 32, 64, 128), dtype)
         if "decode" in wanted:
             z = sonar.encode(texts[: options.vectors], LANG)
-            decode(rows, "beam-5 decode to 64 tokens, random weights", sonar, z, 64, options, (16, 32, 64))
+            decode(rows, "beam-5 decode to 64 tokens, random weights", sonar, z, 64, options, (32, 64))
         if "trained" in wanted:
             mini = build("mini")
             story, _ = _story_sentences(options.vectors)
-            decode(rows, "beam-5 decode of mini", mini, mini.encode(story, LANG), 64, options, (16, 32, 64))
+            decode(rows, "beam-5 decode of mini", mini, mini.encode(story, LANG), 64, options, (32, 64, 128))
         if "memory" in wanted:
             compare_memory(rows, options)
         if "load" in wanted:

@@ -56,7 +56,7 @@ def test_the_help_teaches_by_example(sonarkit) -> None:
 
 def test_the_examples_in_the_help_are_understood() -> None:
     lines = [line.strip() for line in cli.EXAMPLES.splitlines() if line.startswith("  ")]
-    commands = {name: getattr(cli, name) for name in ("story", "encode", "decode", "translate", "lab")}
+    commands = {name: getattr(cli, name) for name in ("story", "encode", "decode", "translate", "convert", "lab")}
     for command in commands.values():
         lines += [line.strip() for line in inspect.getdoc(command).splitlines() if line.startswith("  sonarkit")]
     for line in lines:
