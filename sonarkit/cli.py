@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice, tee
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 import tyro
@@ -151,7 +153,7 @@ def story(
 def encode(
     texts: Texts = (), /, model: str = "mini", lang: str = "eng_Latn", out: Path | None = None, json: bool = False
 ) -> None:
-    """Sentences to vectors, one per line of the input.
+    """Sentences to vectors, one per line of the input, which may be of any length.
 
     examples:
       sonarkit encode sentences.txt --out vectors.npy
@@ -168,15 +170,26 @@ def encode(
     if out is None and not json:
         raise ValueError("where should the vectors go? --out vectors.npy writes a file, --json prints them")
     lines = _lines(texts)
+    lines = chain([next(lines)], lines)  # no model is loaded for want of a line
     from sonarkit.codec.pipeline import Sonar
 
-    vectors = Sonar.from_pretrained(model).encode(lines, lang, progress=sys.stderr.isatty()).numpy()
-    if out is not None:
-        _save_npy(out, vectors)
-        print(f"{out}: {len(lines)} vectors of width {vectors.shape[1]}", file=sys.stderr)
-    if json:
-        for text, vector in zip(lines, vectors):
-            _print_json({"text": text, "embedding": [round(float(x), 6) for x in vector]})
+    sonar = Sonar.from_pretrained(model)
+    lines, printed = tee(lines)
+
+    def blocks() -> Iterator[np.ndarray]:
+        """The vectors, in the memory that a few thousand take; printed as they come."""
+        for block in sonar.encode_stream(lines, lang, progress=sys.stderr.isatty() and not (json and sys.stdout.isatty())):
+            vectors = block.cpu().numpy()
+            for text, vector in zip(islice(printed, len(vectors)), vectors):
+                if json:
+                    _print_json({"text": text, "embedding": [round(float(x), 6) for x in vector]})
+            yield vectors
+
+    if out is None:
+        deque(blocks(), maxlen=0)
+    else:
+        count = _save_npy(out, sonar.config.width, blocks())
+        print(f"{out}: {count} vectors of width {sonar.config.width}", file=sys.stderr)
 
 
 def decode(
@@ -210,7 +223,7 @@ def decode(
     found = sonar.search(torch.from_numpy(array), lang, SearchConfig(beam_size), progress=sys.stderr.isatty())
     for best in (hypotheses[0] for hypotheses in found):
         text = sonar.tokenizer.decode(best.ids)
-        _print_json({"text": text, "log_prob": best.score}) if json else _print_line(text)
+        _print_json({"text": text, "log_prob": best.mean_log_prob}) if json else _print_line(text)
 
 
 def translate(
@@ -236,7 +249,7 @@ def translate(
         beam_size: Beams; 1 is greedy.
         json: Print one JSON object a sentence: {"source": ..., "text": ...}.
     """
-    lines = _lines(texts)
+    lines = list(_lines(texts))
     from sonarkit.codec.pipeline import Sonar
 
     for source, text in zip(lines, Sonar.from_pretrained(model).translate(lines, source_lang, target_lang, beam_size=beam_size)):
@@ -355,29 +368,41 @@ def write_kernel(data: Path) -> None:
 # ---------------------------------------------------------------------- input and output
 
 
-def _texts(arguments: Sequence[str]) -> list[str]:
-    """The texts a command works on: its arguments, with a file's text for its name, or standard input."""
+def _sources(arguments: Sequence[str]) -> Iterator[tuple[BinaryIO, str]]:
+    """What a command works on and its name: its arguments, the file that one names, or standard input."""
     if list(arguments) in ([], ["-"]):
         if sys.stdin.isatty():
             raise ValueError("no text: give it as an argument, name a file, or pipe it in")
-        return [_utf8(sys.stdin.buffer.read(), "standard input")]
-    return [
-        _utf8(Path(text).read_bytes(), text)
-        if _names_a_file(text)
-        else _utf8(text.encode("utf-8", "surrogateescape"), "argument")  # what the shell passed, byte for byte
-        for text in arguments
-    ]
+        yield sys.stdin.buffer, "standard input"
+        return
+    for text, named in [(text, _names_a_file(text)) for text in arguments]:  # all are there before the first is read
+        if named:
+            with open(text, "rb") as file:
+                yield file, text
+        else:
+            yield io.BytesIO(text.encode("utf-8", "surrogateescape")), "argument"  # what the shell passed, byte for byte
 
 
-def _lines(arguments: Sequence[str]) -> list[str]:
-    """The texts of `_texts`, one a line; blank lines are left out and counted aloud."""
-    lines = [line.rstrip("\n") for text in _texts(arguments) for line in io.StringIO(text or "\n", newline=None)]
-    kept = [line for line in lines if line.strip()]
+def _texts(arguments: Sequence[str]) -> list[str]:
+    """The texts of the sources, each whole."""
+    return [_utf8(source.read(), name) for source, name in _sources(arguments)]
+
+
+def _lines(arguments: Sequence[str]) -> Iterator[str]:
+    """The lines of the sources, read as they are asked for; blank ones are left out and counted aloud."""
+    kept = blank = 0
+    for source, name in _sources(arguments):
+        number = 0
+        for number, line in enumerate(source, 1):
+            for part in io.StringIO(_utf8(line, name, number), newline=None):  # a lone \r ends a line, too
+                kept, blank = (kept + 1, blank) if part.strip() else (kept, blank + 1)
+                if part.strip():
+                    yield part.rstrip("\n")
+        blank += number == 0  # an empty source
     if not kept:
         raise ValueError("there is no text to work on: every line is blank")
-    if len(kept) < len(lines):
-        warnings.warn(f"{len(lines) - len(kept)} blank lines were left out", stacklevel=1)
-    return kept
+    if blank:
+        warnings.warn(f"{blank} blank lines were left out", stacklevel=1)
 
 
 def _names_a_file(text: str) -> bool:
@@ -388,12 +413,12 @@ def _names_a_file(text: str) -> bool:
     return False
 
 
-def _utf8(data: bytes, source: str) -> str:
-    """Bytes as text, without a byte order mark; ValueError names the line that is not UTF-8."""
+def _utf8(data: bytes, source: str, line: int = 1) -> str:
+    """Bytes from `line` of a source on as text, without a byte order mark; ValueError names the line that is not UTF-8."""
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+        line, byte = line + error.object[: error.start].count(b"\n"), error.object[error.start]
         raise ValueError(f"{source}:{line}: not valid UTF-8 (byte {byte:#04x}); convert it, such as with iconv") from error
 
 
@@ -404,7 +429,7 @@ def _read_vectors(name: str) -> np.ndarray:
         except ValueError as error:
             raise ValueError(f"{name} is no whole .npy file of numbers ({error}); write it again") from error
     else:
-        lines = _lines([name])
+        lines = list(_lines([name]))
         try:
             array = np.array([json.loads(line)["embedding"] for line in lines])
         except (KeyError, TypeError, ValueError) as error:  # JSON's errors are ValueErrors
@@ -416,14 +441,33 @@ def _read_vectors(name: str) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def _save_npy(path: Path, array: np.ndarray) -> None:
+def _save_npy(path: Path, width: int, blocks: Iterable[np.ndarray]) -> int:
+    """Write float32 blocks (n, width), one after the other, as one array in NumPy's format; returns its length."""
     from sonarkit.core.checkpoint import write_atomically
 
+    count = 0
+
+    def header(file: BinaryIO) -> int:
+        shape = (count, width)  # NumPy's header keeps room for a first axis that grows
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        return file.tell()
+
     def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.save(file, array)
+        nonlocal count
+        try:
+            with open(temporary, "wb") as file:
+                began = header(file)
+                for block in blocks:
+                    file.write(block.astype("<f4", copy=False).tobytes())
+                    count += len(block)
+                file.seek(0)
+                assert header(file) == began
+        except BaseException:  # a line that is not UTF-8, or Ctrl-C: no half file stays
+            temporary.unlink(missing_ok=True)
+            raise
 
     write_atomically(path, write)
+    return count
 
 
 def _print_line(text: str) -> None:

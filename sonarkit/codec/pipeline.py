@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -297,7 +297,7 @@ class Sonar(nn.Module):
     def encode_stream(
         self,
         texts: Iterable[str] | Path,
-        lang: str = "eng_Latn",
+        lang: str | Iterable[str] = "eng_Latn",
         *,
         batch_tokens: int = 4096,
         buffer: int = 8192,
@@ -306,15 +306,24 @@ class Sonar(nn.Module):
         """Millions of sentences -> blocks of (n, D) vectors in their order, in the memory that one block takes.
 
         `texts` is any iterable, or the path of a UTF-8 text file (or .gz) with a sentence on each line; every line, a
-        blank one too, has its vector. `buffer` sentences are read ahead, sorted by length and yielded as one block.
+        blank one too, has its vector. `lang` is one code, or an iterable that gives one for each text. `buffer` sentences
+        are read ahead, sorted by length within `batch_tokens` as in `encode`, and yielded as one block. Errors come where
+        they are met: ValueError names the line of a file that is not UTF-8.
         """
         if isinstance(texts, str):
             raise ValueError("expected sentences or a Path, got one string; pass [text], or Path(name) for a file")
+        if buffer < 1:
+            raise ValueError(f"buffer is the number of sentences to read ahead, at least 1; got {buffer}")
         lines = (line.rstrip("\r\n") for _, line in read_lines(texts)) if isinstance(texts, Path) else iter(texts)
+        codes = iter(()) if isinstance(lang, str) else iter(lang)
         with tqdm(desc="encode", unit=" sentences", disable=not progress, leave=False) as bar:
             while block := list(islice(lines, buffer)):
-                yield self.encode(block, lang, batch_tokens=batch_tokens)
+                told_in = lang if isinstance(lang, str) else list(islice(codes, len(block)))
+                vectors = self.encode(block, told_in, batch_tokens=batch_tokens)
                 bar.update(len(block))
+                yield vectors
+        if next(codes, None) is not None:
+            raise ValueError("there are more language codes than texts; give one for all or one for each")
 
     # ------------------------------------------------------------------ vectors -> text
 
@@ -393,8 +402,9 @@ class Sonar(nn.Module):
     def translate(
         self, texts: Sequence[str], source_lang: str | Sequence[str], target_lang: str | Sequence[str], **options: object
     ) -> list[str]:
-        """Encode in one language, decode in another. `options` go to `decode`."""
-        return self.decode(self.encode(texts, source_lang), target_lang, **options)  # type: ignore[arg-type]
+        """Encode in one language, decode in another. `options` go to `decode`; `progress` shows both."""
+        z = self.encode(texts, source_lang, progress=bool(options.get("progress")))
+        return self.decode(z, target_lang, **options)  # type: ignore[arg-type]
 
     # ------------------------------------------------------------------ the loss of a text given its vector
 
@@ -450,6 +460,8 @@ class Sonar(nn.Module):
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise ValueError("expected a list of texts, got one string; pass [text]")
+    if not isinstance(texts, Sized):
+        raise ValueError(f"expected a list of texts, got {type(texts).__name__}; pass list(texts), or use encode_stream")
 
 
 def _batches(ids: list[list[int]], budget: int, progress: bool, what: str) -> Iterator[list[int]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from sonarkit.codec.decoder import Decoder, DecodingState
 
 PREFIX = 2  # `</s> __lang__`
+NUCLEUS = 1024  # tokens among which a nucleus is sought first: 18 ms for 32 rows, where sorting all 256 206 took 660 ms
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def draw(logits_BV: Tensor, noise_B: Tensor, top_k: int = 0, top_p: float = 1.0)
     """One token a row, by the place of its random number in [0, 1) among the cumulated probabilities. -> (B,)"""
     ids_BK, logits_BK = likeliest(logits_BV, top_k, top_p)
     # Over 256 206 tokens, sums in float32 would be off by as much as a rare token's probability.
-    reached_BK = logits_BK.double().softmax(-1).cumsum(-1)
+    reached_BK = logits_BK.softmax(-1).cumsum(-1, dtype=torch.float64)
     places_B1 = torch.searchsorted(reached_BK, (noise_B.double() * reached_BK[:, -1])[:, None], right=True)
     return ids_BK.gather(1, places_B1)[:, 0]
 
@@ -213,9 +214,12 @@ def likeliest(logits_BV: Tensor, top_k: int = 0, top_p: float = 1.0) -> tuple[Te
     """
     if not top_k and top_p == 1:
         return torch.arange(logits_BV.shape[1], device=logits_BV.device).expand_as(logits_BV), logits_BV
-    logits_BK, ids_BK = logits_BV.topk(min(top_k or logits_BV.shape[1], logits_BV.shape[1]), -1)
+    logits_BK, ids_BK = logits_BV.topk(min(top_k or NUCLEUS, logits_BV.shape[1]), -1)
     if top_p < 1:
-        probabilities_BK = logits_BK.softmax(-1)
+        whole_B1 = (logits_BK if top_k else logits_BV).logsumexp(-1, keepdim=True)
+        if not top_k and ((logits_BK.logsumexp(-1, keepdim=True) - whole_B1).exp() < top_p).any():
+            logits_BK, ids_BK = logits_BV.sort(-1, descending=True)
+        probabilities_BK = (logits_BK - whole_B1).exp()
         before_BK = probabilities_BK.cumsum(-1) - probabilities_BK
         logits_BK = logits_BK.masked_fill(before_BK >= top_p, -torch.inf)
     return ids_BK, logits_BK
@@ -248,6 +252,10 @@ class _Rules:
     def apply(self, log_probs_NV: Tensor, ids_NT: Tensor) -> None:
         """Set to -inf, in place, what may not follow `ids_NT`, prefix included."""
         n, end_N = self.config.no_repeat_ngram, log_probs_NV[:, self.eos_id].clone()
+        if end_N.isnan().any():
+            raise ValueError(
+                "the decoder gives NaN: its weights hold it, or overflow in a narrow dtype (float16 does where bfloat16 does not)"
+            )
         log_probs_NV[:, self.forbidden] = -torch.inf
         if 0 < n <= ids_NT.shape[1]:
             ngrams_NXn, last_N1n = ids_NT.unfold(1, n, 1), ids_NT[:, None, ids_NT.shape[1] - n + 1 :]

@@ -154,6 +154,20 @@ def test_a_story_in_another_language_has_its_beginning_translated(sonarkit, llm:
     assert told["output_lang"] == "deu_Latn" and told["prompt"] == FOX
 
 
+def test_a_file_of_any_length_is_encoded_as_it_is_read(sonarkit, codec: Path, tmp_path: Path) -> None:
+    """Several blocks of 8192 lines; a file that is not UTF-8 further down leaves nothing behind."""
+    lines = tmp_path / "lines.txt"
+    lines.write_text("A fox.\nMia.\n" * 5000, encoding="utf-8")
+    assert sonarkit("encode", lines, "--model", codec, "--out", tmp_path / "v.npy").returncode == 0
+    vectors = np.load(tmp_path / "v.npy")
+    assert vectors.shape == (10_000, 32) and vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors[[0, 1] * 5000], vectors, rtol=0, atol=1e-5)
+    lines.write_bytes(b"A fox.\n" * 9000 + b"L\xf6we\n")
+    found = sonarkit("encode", lines, "--model", codec, "--out", tmp_path / "w.npy")
+    assert_refused(found, f"{lines}:9001: not valid UTF-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lines.txt", "v.npy"]
+
+
 def test_blank_lines_are_left_out_aloud(sonarkit, codec: Path) -> None:
     found = sonarkit("encode", "--json", "--model", codec, stdin=b"A fox.\r\n\r\n  \r\nA bear.\r\n")
     assert [json.loads(line)["text"] for line in found.stdout.splitlines()] == ["A fox.", "A bear."]

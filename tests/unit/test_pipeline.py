@@ -115,6 +115,8 @@ def test_bad_input_is_named(sonar: Sonar, tmp_path: Path) -> None:
         sonar.decode(torch.full((1, 32), torch.nan))
     with pytest.raises(ValueError, match=r"pass \[text\]"):
         sonar.encode("a")
+    with pytest.raises(ValueError, match="got generator.*encode_stream"):
+        sonar.encode(text for text in ["a"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="1 vectors and 2 texts"):
         sonar.token_loss(torch.zeros(1, 32), ["a", "b"])
     with pytest.raises(ValueError, match="1 vectors and 2 texts"):
@@ -163,3 +165,18 @@ def test_a_stream_is_encoded_a_block_at_a_time(sonar: Sonar, tmp_path: Path) -> 
         list(sonar.encode_stream(tmp_path / "latin1.txt"))
     with pytest.raises(ValueError, match="got one string"):
         next(sonar.encode_stream("lines.txt"))
+    with pytest.raises(ValueError, match="buffer"):
+        next(sonar.encode_stream(texts, buffer=0))
+    with pytest.raises(UnknownLanguageError):
+        next(sonar.encode_stream(texts, "xx"))
+    assert list(sonar.encode_stream([])) == []
+
+
+def test_a_stream_may_have_a_language_for_each_text(sonar: Sonar) -> None:
+    texts, langs = ["A fox.", "Mia found a kite."] * 3, ["eng_Latn", "fra_Latn", "deu_Latn"] * 2
+    blocks = list(sonar.encode_stream(iter(texts), iter(langs), buffer=4))
+    torch.testing.assert_close(torch.cat(blocks), sonar.encode(texts, langs), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="1 codes for 2 texts"):
+        list(sonar.encode_stream(texts, langs[:5], buffer=4))
+    with pytest.raises(ValueError, match="more language codes than texts"):
+        list(sonar.encode_stream(texts[:5], langs, buffer=4))

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from sonarkit.codec import search
 from sonarkit.codec.config import codec_config
 from sonarkit.codec.decoder import Decoder
 from sonarkit.codec.pipeline import Sonar
@@ -114,9 +115,54 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens() -> None:
     probabilities = [0.15, 0.5, 0.05, 0.3]
     assert kept(probabilities, 2, 1.0) == {1, 3}
     assert kept(probabilities, 0, 0.6) == {1, 3}  # 0.5 < 0.6 <= 0.8
-    assert kept(probabilities, 0, 0.5) == {1}
+    assert kept(probabilities, 0, 0.49) == {1}
     assert kept(probabilities, 0, 1.0) == {0, 1, 2, 3}
     assert kept(probabilities, 3, 0.7) == {1, 3}  # of the three left, 0.5 + 0.3 are 84 %
+
+
+def test_a_nucleus_is_sought_among_the_likeliest_first_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row whose nucleus lies among the first few, one so flat that it does not."""
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)) * torch.tensor([[5.0], [0.1]])
+    for rows in (logits[:1], logits):
+        for top_p in (0.5, 0.9):
+            found = {}
+            for first in (8, 1000):
+                monkeypatch.setattr(search, "NUCLEUS", first)
+                ids, kept_logits = likeliest(rows, 0, top_p)
+                found[first] = [set(i[k.isfinite()].tolist()) for i, k in zip(ids, kept_logits)]
+            assert found[8] == found[1000] and all(found[8])
+
+
+def test_a_seed_says_the_same_whatever_the_batch_size(sonar: Sonar) -> None:
+    z = torch.randn(7, 32, generator=torch.Generator().manual_seed(10))
+    config = SearchConfig(sample=True, max_tokens=9)
+    said = {size: [h[0].ids for h in sonar.search(z, "eng_Latn", config, batch_size=size, seed=3)] for size in (1, 3, 32)}
+    assert said[1] == said[3] == said[32]
+    assert said[32] != [h[0].ids for h in sonar.search(z, "eng_Latn", config, seed=4)]
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_broken_weights_are_named_not_searched(sonar: Sonar, sampled: bool) -> None:
+    with torch.no_grad():
+        sonar.decoder.norm.bias[0] = torch.nan
+    with pytest.raises(ValueError, match="decoder gives NaN"):
+        sonar.decode(torch.zeros(1, 32), sample=sampled)
+
+
+def test_the_cache_grows_with_the_sentence_and_may_be_reordered(decoder: Decoder) -> None:
+    """Rows repeated, permuted and dropped between steps give what each history gives alone."""
+    z = torch.randn(3, 8, generator=torch.Generator().manual_seed(11))
+    noise = torch.Generator().manual_seed(12)
+    state, tokens, vectors = decoder.start(z, 16), torch.zeros(3, 0, dtype=torch.long), z
+    for rows in ([0, 1, 2], [0, 0, 1, 2, 2], [4, 1, 2, 0, 1], [0, 3, 2], [2, 1], [1], [0], [0]):
+        fed = torch.randint(0, 9, (len(rows),), generator=noise)
+        state = state.select(torch.tensor(rows))
+        tokens, vectors = torch.cat([tokens[rows], fed[:, None]], 1), vectors[rows]
+        found = decoder.step(fed, state)
+        alone = decoder.start(vectors, 16)
+        for column in tokens.unbind(1):
+            expected = decoder.step(column, alone)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_seed_says_the_same_in_batches_of_any_size_of_one_pass(decoder: Decoder) -> None:
