@@ -301,9 +301,17 @@ def _own_part(path: Path, tell: Callable[[str], object]) -> Iterator[_Part]:
             part = part.with_name(f"{path.name}.{os.getpid()}.part")
             file = open(part, "a+b", buffering=0)  # noqa: SIM115
         with file:
-            if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
+            if _is_still(part, file.fileno()):
                 yield _Part(part, file)
                 return
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether `path` names the open file; whoever held the lock before may have renamed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 # ---------------------------------------------------------------------- one file

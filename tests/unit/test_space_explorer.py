@@ -245,5 +245,5 @@ def test_what_does_not_fit_is_named(sonar: Sonar) -> None:
         SpaceExplorer(sonar, TEXTS[:2])
     with pytest.raises(ValueError, match=r"one vector of width 32 for each of 4 texts, got shape \(4, 7\)"):
         SpaceExplorer(sonar, TEXTS, LANGUAGES, vectors=np.ones((4, 7)))
-    with pytest.raises(ValueError, match="unknown language 'eng'"):
-        SpaceExplorer(sonar, TEXTS, "eng")
+    with pytest.raises(ValueError, match="unknown language 'klingon'"):
+        SpaceExplorer(sonar, TEXTS, "klingon")
