@@ -103,7 +103,7 @@ def download_all(
         sizes = [_persist(partial(_size, file), file, retries, sleep, lambda _: None) for file in missing]
         free = _check_room(missing, sizes)
         total = sum(filter(None, sizes)) if None not in sizes else None
-        come = [_come(file) for file in missing]
+        come = [_come(file.path) for file in missing]
         if progress:
             much = "of unknown size" if total is None else f"{_amount(total)} in all"
             names = ", ".join(file.path.name for file in missing)
@@ -184,7 +184,7 @@ def _check_room(files: Sequence[Remote], sizes: Sequence[int | None]) -> int:
     for file, size in zip(files, sizes):
         disk = os.stat(file.path.parent).st_dev
         folders.setdefault(disk, file.path.parent)
-        needed[disk] = needed.get(disk, 0) + max((size or 0) - _come(file), 0)
+        needed[disk] = needed.get(disk, 0) + max((size or 0) - _come(file.path), 0)
     free = {disk: shutil.disk_usage(folder).free for disk, folder in folders.items()}
     for disk, folder in folders.items():
         if needed[disk] > free[disk]:
@@ -195,10 +195,12 @@ def _check_room(files: Sequence[Remote], sizes: Sequence[int | None]) -> int:
     return next(iter(free.values()))
 
 
-def _come(file: Remote) -> int:
+def _come(path: Path) -> int:
     """Bytes that an earlier try left."""
-    part = _part_path(file.path)
-    return part.stat().st_size if part.is_file() else 0
+    try:
+        return _part_path(path).stat().st_size
+    except FileNotFoundError:  # none, or another process has just given it the file's name
+        return 0
 
 
 def _amount(size: int) -> str:
@@ -263,8 +265,8 @@ class _Part:
             ) from error
 
     def discard(self) -> None:
+        self._about.unlink(missing_ok=True)  # first: without the part the lock is gone, and the next one writes its own
         self.path.unlink(missing_ok=True)
-        self._about.unlink(missing_ok=True)
 
     def publish(self, path: Path) -> None:
         """Give the part the file's name, and its SHA-256 a file beside it."""
@@ -296,7 +298,7 @@ def _own_part(path: Path, tell: Callable[[str], object]) -> Iterator[_Part]:
                 fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:  # a file system without locks: a part of our own, which only this process goes on with
             file.close()
-            if not part.stat().st_size:
+            if not _come(path):
                 part.unlink(missing_ok=True)
             part = part.with_name(f"{path.name}.{os.getpid()}.part")
             file = open(part, "a+b", buffering=0)  # noqa: SIM115
