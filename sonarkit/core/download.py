@@ -11,7 +11,6 @@ Proxies are those of the environment (`http_proxy`, `https_proxy`, `no_proxy`), 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import http.client
 import io
@@ -36,6 +35,11 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: each process fetches into a part of its own
+    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -291,6 +295,8 @@ def _own_part(path: Path, tell: Callable[[str], object]) -> Iterator[_Part]:
         part = _part_path(path)
         file = open(part, "a+b", buffering=0)  # noqa: SIM115 - closed below
         try:
+            if fcntl is None:
+                raise OSError("no locks on this system")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
