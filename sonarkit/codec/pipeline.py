@@ -142,8 +142,8 @@ class Sonar(nn.Module):
         """Meta's own files: two `.pt` and the SentencePiece model, in either of Meta's key layouts.
 
         Width, depth, FFN, vocabulary and pooler are read off the weights; heads, activation and pooling are not in
-        them and come from `hints` (16, ReLU, mean). `languages` are the language tokens in their order. Needs 1.05
-        times the weights' bytes in `dtype`. ValueError names every tensor that is missing or unexpected.
+        them and come from `hints` (16, ReLU, mean). `languages` are the language tokens in their order. Needs at
+        most 1.15 times the weights' bytes in `dtype`. ValueError names every tensor that is missing or unexpected.
         """
         return cls._from_sides(Path(encoder), Path(decoder), Tokenizer(Path(tokenizer), languages), hints, device, dtype)
 

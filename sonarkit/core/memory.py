@@ -49,10 +49,3 @@ def _number(path: Path) -> int | None:
 
 def _gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def peak() -> int:
-    """Bytes this process has held at its most (resident, shared pages included)."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
