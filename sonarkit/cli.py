@@ -101,7 +101,7 @@ def story(
     Args:
         prompt: The beginning, one or more sentences; a file's name; or - or nothing for standard input
         model: "mini" or the folder of a trained SONAR-LLM.
-        lang: Language of the beginning.
+        lang: Language of the beginning: a FLORES-200 code, or what means one, such as `fr` and `French`.
         output_lang: Language to tell the story in, if another.
         beam_size: Beams when decoding a vector; 1 is greedy.
         sample: Draw the words of a sentence at random instead.
@@ -119,16 +119,17 @@ def story(
     from sonarkit.codec.search import SearchConfig
     from sonarkit.models.rollout import RolloutConfig, collect, split_prompt, tell
     from sonarkit.models.sonar_llm import SonarLLM
-    from sonarkit.text.languages import check_language
+    from sonarkit.text.languages import resolve
 
-    head = split_prompt(text, lang)
     search = SearchConfig(beam_size, sample=sample, temperature=temperature, top_k=top_k, top_p=top_p)
     config = RolloutConfig(max_sentences, end_threshold, stop_on, noise=noise, search=search)
     llm = SonarLLM.from_pretrained(model)
-    check_language(lang, llm.sonar.languages)  # before a word is told
+    lang = resolve(lang, llm.sonar.languages)
+    output_lang = resolve(output_lang, llm.sonar.languages) if output_lang else lang
+    head = split_prompt(text, lang)
     steps = []
     if not json:
-        opening = llm.sonar.translate(head, lang, output_lang) if output_lang not in (None, lang) else head
+        opening = llm.sonar.translate(head, lang, output_lang) if output_lang != lang else head
         _print_line(" ".join(opening))
     for step in tell(llm, [head], lang, config, output_lang=output_lang, seed=seed):
         steps.append(step)
@@ -140,7 +141,7 @@ def story(
             {
                 "prompt": text,
                 "lang": lang,
-                "output_lang": output_lang or lang,
+                "output_lang": output_lang,
                 "text": told.text,
                 "sentences": told.sentences,
                 "prompt_sentences": told.prompt_sentences,

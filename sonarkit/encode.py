@@ -26,7 +26,7 @@ from sonarkit.core.errors import user_errors  # noqa: E402
 from sonarkit.models.rollout import END_OF_SEQUENCE  # noqa: E402
 from sonarkit.store.build import Coder, StoreStamp, build  # noqa: E402
 from sonarkit.text.corpora import open_corpus  # noqa: E402
-from sonarkit.text.languages import check_language  # noqa: E402
+from sonarkit.text.languages import resolve  # noqa: E402
 from sonarkit.text.sentences import segmenter_name, split_sentences  # noqa: E402
 
 
@@ -44,7 +44,7 @@ def encode_corpus(
     column: str = "text",
     limit: int | None = None,
     documents_per_shard: int = 512,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
 ) -> None:
     """Encode the sentences of a corpus into an embedding store.
 
@@ -53,11 +53,11 @@ def encode_corpus(
             storyworld:test, handwritten, or hf:NAME.
         store: The folder to write; one that was begun by the same command is finished.
         codec: "mini" or a folder.
-        lang: The language of the corpus, as a FLORES-200 code.
+        lang: The language of the corpus: a FLORES-200 code, or what means one, such as `fr` and `French`.
         column: Where the text is, in corpora with columns.
         limit: Take only this many documents.
         documents_per_shard: Documents in a file of the store, the unit of work of a rank.
-        batch_tokens: Tokens encoded at once.
+        batch_tokens: Tokens encoded at once; by default what suits the device.
     """
     world = start()
     try:
@@ -82,16 +82,16 @@ def encode_into(
     column: str = "text",
     limit: int | None = None,
     documents_per_shard: int = 512,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Build (this rank's share of) a store with a codec that is already loaded. Returns the manifest.
 
     Sentences beyond the codec's maximum are cut; the manifest counts them under `cut`. Raises what `open_corpus` and
     `build` raise, and UnknownLanguageError.
     """
-    if min(documents_per_shard, batch_tokens) < 1:
+    if documents_per_shard < 1 or (batch_tokens is not None and batch_tokens < 1):
         raise ValueError(f"documents_per_shard and batch_tokens must be at least 1, got {documents_per_shard} and {batch_tokens}")
-    check_language(lang, sonar.languages)
+    lang = resolve(lang, sonar.languages)
     name = f"{corpus} column={column} limit={limit}"
     stamp = StoreStamp(name, lang, segmenter_name(lang), sonar.name, sonar.fingerprint(), sonar.config.width, documents_per_shard)
     coder = Coder(

@@ -91,8 +91,8 @@ class DecodingState:
             moved = (rows != places).nonzero()[:, 0]
             sources = rows[moved]
             for layer, old in enumerate(self.cache):
-                filled = old[:, :, :, : self.length]
-                filled[:, moved] = filled[:, sources]
+                for part in old[:, :, :, : self.length]:  # keys, then values: half the copy at a time
+                    part[moved] = part[sources]
                 self.cache[layer] = old[:, : len(rows)]
         return DecodingState(self.sentence_LBH.index_select(1, rows), self.cache, self.length, self.max_tokens)
 

@@ -280,14 +280,22 @@ class Sonar(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, texts: Sequence[str], lang: str | Sequence[str] = "eng_Latn", *, batch_tokens: int = 4096, progress: bool = False
+        self,
+        texts: Sequence[str],
+        lang: str | Sequence[str] = "eng_Latn",
+        *,
+        batch_tokens: int | None = None,
+        progress: bool = False,
     ) -> Tensor:
         """Sentences -> (n, D) float32 vectors on `self.device`, in the order given.
 
-        `lang` is one FLORES-200 code or one per text. `batch_tokens` bounds the tokens in a batch. The result
-        is an ordinary tensor: gradients may start from it. Raises UnknownLanguageError (nearest code named).
+        `lang` is one FLORES-200 code or one per text. `batch_tokens` bounds the tokens in a batch; by default 1024 on a
+        CPU, where 4096 leave the cache and were 5 to 7 % slower, and 16 384 elsewhere. The result is an ordinary tensor:
+        gradients may start from it. Raises UnknownLanguageError (nearest code named).
         """
         _check_texts(texts)
+        if batch_tokens is None:
+            batch_tokens = 1024 if self.device.type == "cpu" else 16_384
         ids = self.source_ids(texts, lang)
         vectors = torch.empty(len(texts), self.config.width, device=self.device)
         for chunk in _batches(ids, batch_tokens, progress, "encode"):
@@ -299,7 +307,7 @@ class Sonar(nn.Module):
         texts: Iterable[str] | Path,
         lang: str | Iterable[str] = "eng_Latn",
         *,
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         buffer: int = 8192,
         progress: bool = False,
     ) -> Iterator[Tensor]:

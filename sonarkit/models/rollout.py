@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sonarkit.codec.search import Hypothesis, SearchConfig
-from sonarkit.text.languages import check_language, per_text
+from sonarkit.text.languages import per_text, resolve
 from sonarkit.text.sentences import split_sentences
 
 if TYPE_CHECKING:
@@ -145,9 +145,9 @@ def tell(
     """
     sonar = model.sonar
     heads, languages = _read(sonar, prompts, lang, config.max_sentences - 1)
-    told_in = [output_lang or codes[-1] for codes in languages]
+    told_in = [resolve(output_lang or codes[-1], sonar.languages) for codes in languages]
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    end_D = _end_direction(sonar, told_in)
+    end_D = _end_direction(sonar)
     flat_ND = sonar.encode([s for head in heads for s in head], [code for codes in languages for code in codes])
     vectors = flat_ND.split([len(head) for head in heads])
     seen = [set(head) for head in heads]
@@ -209,9 +209,9 @@ def candidates(
         raise ValueError(f"count must be at least 1 and spread not negative, got {count} and {spread}")
     sonar = model.sonar
     (head,), (languages,) = _read(sonar, [sentences], [lang], config.max_sentences - 1)
-    told_in = output_lang or languages[-1]
+    told_in = resolve(output_lang or languages[-1], sonar.languages)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    end_D = _end_direction(sonar, [told_in])
+    end_D = _end_direction(sonar)
 
     context = model.start(1, len(head))
     predicted_1D = model.advance(sonar.encode(head, languages)[None], context, torch.tensor([len(head)]))
@@ -254,10 +254,8 @@ def _read(
     return [list(prompt)[-room:] for prompt in prompts], [codes[-room:] for codes in languages]
 
 
-def _end_direction(sonar: Sonar, told_in: Sequence[str]) -> Tensor:
-    """The vector of the end sentence, of length 1; checks the languages that stories will be told in."""
-    for code in set(told_in):
-        check_language(code, sonar.languages)
+def _end_direction(sonar: Sonar) -> Tensor:
+    """The vector of the end sentence, of length 1."""
     return F.normalize(sonar.encode([END_OF_SEQUENCE], END_LANGUAGE)[0], dim=0)
 
 
@@ -295,8 +293,8 @@ def _judge(
         for row, hypotheses in zip(foreign, sonar.search(predicted_BD[foreign], END_LANGUAGE, greedy)):
             says_end[row] = hypotheses[0].ended and sonar.tokenizer.decode(hypotheses[0].ids) == END_OF_SEQUENCE
     ends = [cosine > config.end_threshold or says for cosine, says in zip(cosines, says_end)]
-    scores = [hypothesis.score for hypothesis in spoken]
-    return [Candidate(*row) for row in zip(sentences, predicted_BD, reencoded_BD, cosines, scores, ends)]
+    means = [hypothesis.mean_log_prob for hypothesis in spoken]
+    return [Candidate(*row) for row in zip(sentences, predicted_BD, reencoded_BD, cosines, means, ends)]
 
 
 # ---------------------------------------------------------------------- whole stories
@@ -331,6 +329,7 @@ def generate(
     config = RolloutConfig(max_sentences, end_threshold, stop_on, stop_on_loop, noise, SearchConfig(**search))
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     languages = per_text(lang, len(prompts), model.sonar.languages)
+    output_lang = resolve(output_lang, model.sonar.languages) if output_lang else None
     heads = [split_prompt(text, code) for text, code in zip(prompts, languages)]
     steps: list[list[Step]] = [[] for _ in prompts]
     for step in tell(model, heads, languages, config, output_lang=output_lang, seed=seed):

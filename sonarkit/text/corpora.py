@@ -30,7 +30,7 @@ import pyarrow.parquet
 
 from sonarkit.core.paths import data_folder
 from sonarkit.text import storyworld
-from sonarkit.text.languages import check_language
+from sonarkit.text.languages import check_language, resolve
 
 KINDS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 
@@ -97,7 +97,7 @@ def open_corpus(spec: str | Path, *, column: str = "text", lang: str = "eng_Latn
         raise ValueError(f"limit is the number of documents to keep, at least 1; got {limit}")
     name = str(spec)
     if name.startswith(("storyworld:", "handwritten")):
-        check_language(lang, tuple(storyworld.CODES.values()))
+        lang = resolve(lang, tuple(storyworld.CODES.values()))
     if name.startswith("storyworld:"):
         return Corpus(name, _storyworld(name.removeprefix("storyworld:"), lang), limit)
     if name == "handwritten":

@@ -68,9 +68,12 @@ class Tokenizer:
         return [self.eos_id, self.language_id(lang), *self.pieces(text), self.eos_id]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the pieces among `ids`; special tokens are dropped, broken UTF-8 from byte pieces is replaced."""
+        """Text of the pieces among `ids`; broken UTF-8 from byte pieces is replaced, special tokens are dropped.
+
+        `<unk>` is written as " \u2047 ", SentencePiece's sign for a character without a piece, as in Meta's package.
+        """
         last = self._spm.get_piece_size()
-        return self._spm.decode([i - 1 for i in ids if 4 <= i <= last])
+        return self._spm.decode([i - 1 for i in ids if i == self.unk_id or 4 <= i <= last])
 
     def piece(self, token: int) -> str:
         """How a token is written, for display."""

@@ -256,11 +256,18 @@ def test_invalid_utf8_names_file_and_line(sonarkit, llm: Path, codec: Path, tmp_
 
 
 def test_an_unknown_language_names_the_nearest(sonarkit, llm: Path, codec: Path) -> None:
-    found = sonarkit("story", FOX, "--model", llm, "--lang", "english")
-    assert_refused(found, "unknown language 'english'", "did you mean eng_Latn (English)?")
+    found = sonarkit("story", FOX, "--model", llm, "--lang", "englsh")
+    assert_refused(found, "unknown language 'englsh'", "did you mean eng_Latn (English)?")
     assert not found.stdout
-    assert_refused(sonarkit("story", FOX, "--model", llm, "--output-lang", "fr"), "did you mean fra_Latn (French)?")
+    assert_refused(sonarkit("story", FOX, "--model", llm, "--output-lang", "Fench"), "did you mean fra_Latn (French)?")
     assert_refused(sonarkit("translate", FOX, "--model", codec, "--target-lang", "deu_Lat"), "did you mean deu_Latn (German)?")
+
+
+def test_languages_may_be_typed_as_people_type_them(sonarkit, llm: Path) -> None:
+    options = ["story", FOX, "--model", llm, "--max-sentences", "2", "--json"]
+    typed = sonarkit(*options, "--lang", "English", "--output-lang", "fr")
+    assert typed.returncode == 0 and json.loads(typed.stdout)["output_lang"] == "fra_Latn"
+    assert typed.stdout == sonarkit(*options, "--output-lang", "fra_Latn").stdout
 
 
 def test_a_missing_file_is_not_taken_for_a_text(sonarkit, codec: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_corpus_that_cannot_be_read_is_refused(codec: Path, tmp_path: Path, re
     latin1.write_bytes(b'{"text": "A fox."}\n{"text": "L\xf6we"}\n')
     options = [tmp_path / "store", "--codec", codec]
     refused(encode.main, [mine, *options], "no column 'text'", "the columns are story")
-    refused(encode.main, [mine, *options, "--lang", "en"], "did you mean eng_Latn (English)?")
+    refused(encode.main, [mine, *options, "--lang", "englsh"], "did you mean eng_Latn (English)?")
     refused(encode.main, [latin1, tmp_path / "other", "--codec", codec], "latin1.jsonl:2: not valid UTF-8 (byte 0xf6")
     refused(encode.main, [tmp_path / "none.txt", *options], "no corpus at", "storyworld:COUNT")
     refused(encode.main, ["storyworld:4", tmp_path, "--codec", codec], "is not empty and holds no embedding store")

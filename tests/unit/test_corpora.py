@@ -190,8 +190,9 @@ def test_storyworld_errors_come_at_once():
     for spec in ("storyworld:", "storyworld:many", "storyworld:5@x", "storyworld:train"):
         with pytest.raises(ValueError, match="expected storyworld:COUNT"):
             open_corpus(spec)
-    with pytest.raises(UnknownLanguageError, match="did you mean fra_Latn"):
-        open_corpus("storyworld:5", lang="fr")
+    assert read("storyworld:1@7", lang="French") == read("storyworld:1@7", lang="fra_Latn")
+    with pytest.raises(UnknownLanguageError, match="known here are eng_Latn"):
+        open_corpus("storyworld:5", lang="it")
 
 
 def test_hugging_face(monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,12 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(SENTENCES, PIECES, LANGUAGES)
 
 
+def test_specials_are_dropped_and_unknown_is_shown(tokenizer: Tokenizer):
+    pieces = tokenizer.pieces("Mia ran.")
+    assert tokenizer.decode([tokenizer.eos_id, tokenizer.language_id("eng_Latn"), *pieces, tokenizer.eos_id]) == "Mia ran."
+    assert tokenizer.decode([*pieces, tokenizer.unk_id]) == "Mia ran. \u2047 "
+
+
 def test_sonars_layout(tokenizer: Tokenizer):
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2, 3)
     assert [tokenizer.piece(i) for i in range(5)] == ["<pad>", "<unk>", "<s>", "</s>", "<0x00>"]
@@ -69,7 +75,7 @@ def test_broken_unicode_never_raises(tokenizer: Tokenizer):
     fox = tokenizer.pieces("🦊")
     assert [tokenizer.piece(i) for i in fox[-4:]] == ["<0xF0>", "<0x9F>", "<0xA6>", "<0x8A>"]
     assert set(tokenizer.decode(fox[:-1])) == {"\ufffd"}  # cut within a character
-    assert tokenizer.decode([0, 1, 2, 3, tokenizer.size - 1]) == ""
+    assert tokenizer.decode([0, 2, 3, tokenizer.size - 1]) == ""
 
 
 def test_batches_equal_single_texts(tokenizer: Tokenizer):

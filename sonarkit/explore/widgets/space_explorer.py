@@ -23,7 +23,7 @@ from sonarkit.codec.pipeline import Sonar
 from sonarkit.explore import figures, geometry
 from sonarkit.explore.widgets.common import Caught, Status, WholeFigure, Work, own_keys, show_in_place
 from sonarkit.store.reader import Store
-from sonarkit.text.languages import check_language, per_text
+from sonarkit.text.languages import per_text, resolve
 from sonarkit.text.sentences import split_sentences
 
 KINDS = {"PCA": "pca", "UMAP": "umap"}
@@ -353,7 +353,8 @@ class SpaceExplorer(widgets.VBox):
         self.status.say(f"{intact:.0%} of the directions still say the same.")
 
     def _add(self, text: str, lang: str) -> None:
-        sentences = split_sentences(text, check_language(lang, self.sonar.languages))
+        lang = resolve(lang, self.sonar.languages)
+        sentences = split_sentences(text, lang)
         if not sentences:
             raise ValueError("there is no sentence to add; type one first")
         self.status.say("Encoding …")

@@ -18,7 +18,7 @@ import ipywidgets as widgets
 from sonarkit.explore.widgets.common import Caught, Status, Work, own_keys
 from sonarkit.models.rollout import Candidate, ConceptModel, RolloutConfig, candidates, tell
 from sonarkit.models.story_tree import Node, StoryTree
-from sonarkit.text.languages import check_language
+from sonarkit.text.languages import check_language, resolve
 
 PROMPT = "Once upon a time there was a little fox named Mia. She lived in the cottage, where the days were long and peaceful."
 STOPS = {
@@ -62,8 +62,8 @@ class StoryTeller(widgets.VBox):
         config: RolloutConfig = RolloutConfig(),
         seed: int = 0,
     ) -> None:
-        for code in filter(None, [lang, output_lang]):
-            check_language(code, model.sonar.languages)
+        lang = resolve(lang, model.sonar.languages)
+        output_lang = resolve(output_lang, model.sonar.languages) if output_lang else None
         self.model = model
         self.tree = StoryTree(prompt, lang, output_lang, seed, config)
         self.proposed: list[Candidate] = []
