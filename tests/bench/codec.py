@@ -77,6 +77,7 @@ def build(size: Size) -> Sonar:
     sonar = Sonar(config, tokenizer).eval()
     with torch.no_grad():
         sonar.decoder.embedding.weight[tokenizer.eos_id] = 0  # a sentence never ends before the limit
+        sonar.decoder.embedding.weight[mini.tokenizer.size :] = 0  # pieces that no tokenizer here can write
     return sonar
 
 

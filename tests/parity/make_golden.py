@@ -37,6 +37,14 @@ class Case:
     normalize_emb: bool = False  # of the decoder: the vector is brought to length 1 first
 
 
+# Searches other than the shipped one: options of Meta's generator, `no_repeat_ngram` aside, which is a processor there.
+SEARCHES: dict[str, dict[str, Any]] = {
+    "no_repeat_ngram": {"no_repeat_ngram": 2},
+    "length_penalty": {"len_penalty": 0.4},
+    "sums": {"normalize_scores": False},
+    "min_tokens": {"min_gen_len": 9},
+}
+
 CASES = {
     "mean": Case(beams=200, sentences=200, logits=6),
     "max": Case({"pooling": "max"}, seed=1, logits=0),
@@ -210,10 +218,13 @@ def search(
 ) -> list[list[dict[str, Any]]]:
     """Meta's beam search: for each vector its hypotheses, whole sequences with their scores, best first."""
     from fairseq2.generation.beam_search.generator import BeamSearchSeq2SeqGenerator
+    from fairseq2.generation.step_processor import NGramRepeatBlockProcessor
     from fairseq2.nn import BatchLayout
     from sonar.models.sonar_translation import SonarEncoderDecoderModel
     from sonar.models.sonar_translation.model import DummyEncoderModel
 
+    if blocked := options.pop("no_repeat_ngram", 0):
+        options["step_processors"] = [NGramRepeatBlockProcessor(blocked)]
     generator = BeamSearchSeq2SeqGenerator(
         SonarEncoderDecoderModel(DummyEncoderModel(), decoder).eval(), tokenizer.vocab_info, **options
     )
@@ -317,6 +328,11 @@ def main(folder: Path = HERE) -> None:
             some, codes = vectors[: case.beams], langs[: case.beams]
             told["search"] = search(decoder, tokenizer, some, codes, 32, max_seq_len=40)
             told["text"] = [to_text.predict(some[i : i + 1], target_lang=codes[i], max_seq_len=40)[0] for i in range(len(codes))]
+            if name == "mean":
+                told["variants"] = {
+                    variant: search(decoder, tokenizer, some[:40], codes[:40], 16, max_seq_len=40, **options)
+                    for variant, options in SEARCHES.items()
+                }
             lengths = sorted(len(h[0]["ids"]) for h in told["search"])
             print(f"  {case.beams} searches, lengths {lengths[0]} .. {lengths[len(lengths) // 2]} .. {lengths[-1]}")
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")

@@ -113,10 +113,10 @@ def test_teacher_forced_logits_are_metas(case: str, codec: tuple[Sonar, dict[str
 
 
 def assert_same_search(
-    sonar: Sonar, z: Tensor, langs: list[str], expected: list[list[dict[str, Any]]], batch_size: int, max_tokens: int = 37
+    sonar: Sonar, z: Tensor, langs: list[str], expected: list[list[dict[str, Any]]], batch_size: int, **options: Any
 ) -> None:
     """The best sentence token for token, all hypotheses' scores within 1e-4. Meta's limit of 40 counts prefix and end."""
-    config = SearchConfig(beam_size=5, max_tokens=max_tokens, score_language=True)
+    config = SearchConfig(**{"beam_size": 5, "max_tokens": 37, "score_language": True, **options})
     found = sonar.search(z, langs, config, batch_size=batch_size)
     eos = sonar.tokenizer.eos_id
     for ours, theirs in zip(found, expected, strict=True):
@@ -135,6 +135,25 @@ def test_beam_searches_are_metas(case: str, codec: tuple[Sonar, dict[str, Tensor
     assert_same_search(sonar, z, langs, told["search"], batch_size=32)
     assert_same_search(sonar, z[:40], langs[:40], told["search"][:40], batch_size=1)
     assert sonar.decode(z, langs, max_tokens=37) == told["text"]
+
+
+# Meta's min_gen_len counts `</s>`, as its lengths do.
+VARIANTS = {
+    "no_repeat_ngram": {"no_repeat_ngram": 2},
+    "length_penalty": {"length_penalty": 0.4},
+    "sums": {"length_penalty": 0.0},
+    "min_tokens": {"min_tokens": 8},
+}
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_other_searches_are_metas(variant: str, tmp_path: Path) -> None:
+    encoder, decoder, tensors = meta_files("mean", tmp_path)
+    sonar = Sonar.from_meta(encoder, decoder, HERE / "tokenizer.spm", languages=LANGUAGES, hints=hints("mean"))
+    told = GOLDEN["cases"]["mean"]
+    expected, langs = told["variants"][variant], GOLDEN["langs"][:40]
+    assert_same_search(sonar, tensors["out:vectors"][:40], langs, expected, 32, **VARIANTS[variant])
+    assert [h[0]["ids"] for h in expected] != [h[0]["ids"] for h in told["search"][:40]], "the option must matter"
 
 
 def test_the_shipped_codec_is_what_meta_makes_of_it() -> None:
