@@ -1,17 +1,35 @@
-"""What a run says: one JSON object a line in a file, one short line on the console.
+"""What a run says: one JSON object a line in a file, one short line on the console; TensorBoard and W&B where wanted.
 
-Every record has `kind`, "train" or "eval", the `step` it was written after, and the `seconds` the run had taken. The
-keys of a `train` record are those of `loop._train_record`; those of an `eval` record are the task's results. A result
-may be a text: `sample` is a story told by the model as it then was, its prompt included.
+Every record has `kind`, "train" or "eval", the `step` it was written after, and the `seconds` the run had taken, all its
+sittings together. A `train` record tells of the steps since the one before it:
+
+| key | unit |
+|---|---|
+| `loss_nats_per_token` | nats; mean over the target tokens of all ranks, null when every update was skipped |
+| `bits_per_byte` | bits per byte of the target text, UTF-8: what models with other tokens are compared by |
+| `tokens_per_s`, `sentences_per_s` | target tokens and sentences of all ranks a second of training (no evaluation, no saving) |
+| `mfu` | share, 0 to 1, of what matrix products reach on these devices (`core.peak`) at the FLOPs of `models.flops` |
+| `lr` | the last step's learning rate |
+| `grad_norm` | the last step's global gradient norm before clipping, null when not finite |
+| `gpu_memory_gb` or, on a CPU, `peak_memory_gb` | 1e9 bytes, the most that rank 0 has used so far |
+| `imbalance` | tokens of the busiest rank over the mean of all, 1 is even; only with several ranks |
+| `data_share` | share, 0 to 1, of the time that rank 0 waited for batches |
+| `skipped_updates` | steps not taken since loss or gradient were not usable |
+| `seconds_left` | seconds to the last step at the speed so far |
+
+The keys of an `eval` record are the task's results. A result may be a text: `sample` is a story told by the model as it
+then was, its prompt included.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import resource
+import secrets
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tqdm.auto import tqdm
@@ -19,15 +37,37 @@ from tqdm.auto import tqdm
 from sonarkit.core.checkpoint import write_atomically
 
 
+class Sink(Protocol):
+    """Where records go beside the JSONL file."""
+
+    def write(self, kind: str, step: int, values: dict[str, float | str]) -> None: ...
+    def close(self, failed: bool) -> None: ...
+
+
 class RunLog:
     """Rank 0's voice: appends records to a JSONL file and keeps the console to one line. Other ranks stay silent.
 
     A run that goes on from `step` first drops the records beyond it, which it will write again. On a terminal
     the console is a progress bar, elsewhere a line per record.
+
+    With `tensorboard` the same numbers and texts go to event files in the folder `tensorboard` beside `path`, where the
+    package is installed; `wandb` names a Weights & Biases project to report to, and `config` is what it shows as the run's.
+    ValueError when wandb is asked for and not installed.
     """
 
-    def __init__(self, path: Path, step: int, steps: int, speaks: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        step: int,
+        steps: int,
+        speaks: bool = True,
+        *,
+        tensorboard: bool = False,
+        wandb: str | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
         self.path, self.steps, self.speaks = path, steps, speaks
+        self._sinks: list[Sink] = []
         self._bar = tqdm(
             total=steps, initial=step, desc="train", unit="step", dynamic_ncols=True, disable=not (speaks and sys.stderr.isatty())
         )
@@ -37,15 +77,24 @@ class RunLog:
         if path.exists():
             kept = "".join(json.dumps(record) + "\n" for record in read_metrics(path) if record["step"] <= step)
             write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+        if wandb:
+            self._sinks.append(WeightsAndBiases(wandb, path.parent, config or {}))
+        if tensorboard:
+            try:
+                self._sinks.append(TensorBoard(path.parent / "tensorboard", step))
+            except ImportError:
+                self.say("no TensorBoard files, since the package is missing (metrics.jsonl has it all): pip install tensorboard")
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (held open for the run)
 
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
         if self.speaks:
             self._file.close()
+        for sink in self._sinks:
+            sink.close(failed=error is not None)
 
     def advance(self) -> None:
         """One more step is done."""
@@ -80,13 +129,64 @@ class RunLog:
     def _write(self, record: dict[str, Any]) -> None:
         if not self.speaks:
             return
+        shown = {k: v for k, v in record.items() if k not in ("kind", "step") and isinstance(v, int | float | str)}
         try:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+            for sink in self._sinks:
+                sink.write(record["kind"], record["step"], shown)
         except OSError as error:
             raise OSError(
                 f"could not write {self.path} ({error}); the checkpoints are kept. Free space and run the same command again"
             ) from error
+
+
+class TensorBoard:
+    """Event files; `train/lr` and so on over the step. ImportError without the package."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import
+
+        # A run that goes on writes the steps beyond `step` again: what is there of them is not to be shown.
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=30)
+
+    def write(self, kind: str, step: int, values: dict[str, float | str]) -> None:
+        for key, value in values.items():
+            if isinstance(value, str):
+                self._writer.add_text(f"{kind}/{key}", value, step)
+            else:
+                self._writer.add_scalar(f"{kind}/{key}", value, step)
+
+    def close(self, failed: bool) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the project `project`; its id is kept in `out`/wandb_id, so that who goes on goes on there, too.
+
+    W&B drops what comes for a step it already has: a resumed run repeats those numbers anyway.
+    """
+
+    def __init__(self, project: str, out: Path, config: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(f"reporting to the W&B project {project!r} needs the package: pip install wandb") from error
+        path = out / "wandb_id"
+        if not path.is_file():
+            write_atomically(path, lambda temporary: temporary.write_text(secrets.token_hex(4), encoding="utf-8"))
+        self._html, known = wandb.Html, path.read_text(encoding="utf-8").strip()
+        self._run = wandb.init(project=project, id=known, resume="allow", name=out.name, dir=str(out), config=config)
+
+    def write(self, kind: str, step: int, values: dict[str, float | str]) -> None:
+        shown = {
+            f"{kind}/{key}": self._html(f"<p>{html.escape(value)}</p>") if isinstance(value, str) else value
+            for key, value in values.items()
+        }
+        self._run.log(shown, step=step)
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
