@@ -87,16 +87,44 @@ class ReferenceSonar:
         batch_size: int = 32,
         progress: bool = False,
     ) -> list[str]:
-        """(n, D) vectors -> n sentences, by Meta's beam search."""
+        """(n, D) vectors -> n sentences, by Meta's beam search.
+
+        Meta counts the given language token among those of a sentence. For a codec that has not learned to predict it,
+        as `mini`, its chance is noise that would decide between short and long sentences: of the sentences that Meta's
+        search found the best is then chosen without it.
+        """
         limit = min(max_tokens + 3, self.config.max_tokens)  # Meta counts `</s> __lang__` and the end
         texts = [""] * len(z)
         for code, rows in _by_language(per_text(lang, len(z), self.languages)):
-            found = self._to_text.predict(
-                z[rows], target_lang=code, batch_size=batch_size, progress_bar=progress, beam_size=beam_size, max_seq_len=limit
-            )
+            if self.config.decoder.predicts_language:
+                found = self._to_text.predict(
+                    z[rows],
+                    target_lang=code,
+                    batch_size=batch_size,
+                    progress_bar=progress,
+                    beam_size=beam_size,
+                    max_seq_len=limit,
+                )
+            else:
+                batches = z[rows].split(batch_size)
+                found = [text for batch in batches for text in self._best_without_language(batch, code, beam_size, limit)]
             for row, text in zip(rows, found):
                 texts[row] = text
         return texts
+
+    @torch.inference_mode()
+    def _best_without_language(self, z: Tensor, lang: str, beam_size: int, limit: int) -> list[str]:
+        from fairseq2.generation.beam_search.generator import BeamSearchSeq2SeqGenerator
+        from fairseq2.nn import BatchLayout
+
+        generator = BeamSearchSeq2SeqGenerator(
+            self._to_text.model, self.tokenizer.vocab_info, beam_size=beam_size, max_seq_len=limit, echo_prompt=True
+        )
+        prefix = self.tokenizer.create_encoder(lang=lang, mode="target").prefix_indices.expand(len(z), -1)
+        found = generator(z, BatchLayout.of(z), prefix, BatchLayout.of(prefix)).hypotheses
+        best = [max(hypotheses, key=lambda h: float(h.step_scores[2:].mean())) for hypotheses in found]
+        decoder = self.tokenizer.create_decoder()
+        return [decoder(hypothesis.seq) for hypothesis in best]
 
     def translate(
         self, texts: Sequence[str], source_lang: str | Sequence[str], target_lang: str | Sequence[str], **options: Any

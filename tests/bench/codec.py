@@ -236,7 +236,7 @@ def encode(rows: list[Row], sonar: Sonar, texts: list[str], options: Options, si
 
 def decode(rows: list[Row], what: str, sonar: Sonar, z: Tensor, tokens: int, options: Options, sizes: tuple[int, ...]) -> None:
     """Float32 against the peers in float32, then ours in bfloat16 against the same."""
-    config = SearchConfig(beam_size=5, max_tokens=tokens, score_language=True)  # as Meta scores
+    config = SearchConfig(beam_size=5, max_tokens=tokens)
     meta, hf = peers(sonar, torch.float32)
     half = copy.deepcopy(sonar).to(torch.bfloat16)
     some = z[: max(4, len(z) // 4)]

@@ -294,3 +294,14 @@ def test_live_meta_reads_what_we_write_and_agrees(case: str, codec: tuple[Sonar,
             for i in range(len(expected))
         ]
         assert got == expected
+
+
+@live
+def test_live_both_backends_say_the_same() -> None:
+    """Of mini, too, whose decoder never learned to predict the language token that Meta's scores count."""
+    ours, theirs = Sonar.from_pretrained("mini"), Sonar.from_pretrained("mini", backend="sonar-space")
+    texts, langs = GOLDEN["texts"][8:40], GOLDEN["langs"][8:40]
+    z = ours.encode(texts, langs)
+    torch.testing.assert_close(theirs.encode(texts, langs), z, rtol=0, atol=1e-5)
+    for code in LANGUAGES:
+        assert theirs.decode(z, code, max_tokens=64) == ours.decode(z, code, max_tokens=64)
