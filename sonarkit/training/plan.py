@@ -5,8 +5,9 @@
 3. The memory of one GPU is added up for each number of GPUs, the model whole on each (DDP) or in parts (FSDP2).
 4. Where that is more than there is, what would make it fit is tried out and named.
 
-The activations are what autograd keeps of a micro-batch in `SonarLLM.loss`, tensor by tensor; tests/unit/test_plan.py holds
-them against what it does keep. The rest is arithmetic, good to some 10 %.
+The activations are what autograd keeps of a micro-batch in `SonarLLM.loss`, tensor by tensor, with fused attention;
+tests/unit/test_plan.py holds them against what it does keep, to 5 %. Whole steps of a 34M backbone under a six-layer decoder
+took 0.99 to 1.18 times the total planned, in float32 and bfloat16 on a CPU; on a GPU it was not measured.
 """
 
 from __future__ import annotations

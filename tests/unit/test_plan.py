@@ -131,7 +131,7 @@ def test_activations_are_what_autograd_keeps(
         decoder = [p for name, p in model.sonar.decoder.named_parameters() if p.ndim > 1 and name != "embedding.weight"]
         predicted += sum(2 * p.numel() for p in (*trained_weights, *decoder))
     measured = kept(model, batch, half)
-    assert predicted == pytest.approx(measured, rel=0.15)
+    assert predicted == pytest.approx(measured, rel=0.05)  # left out: norms' statistics, what is kept once a sentence
 
 
 def test_checkpointing_keeps_the_residual_stream_and_one_layer() -> None:
@@ -187,10 +187,14 @@ def test_what_is_advised_fits_and_less_does_not() -> None:
 
 
 def test_changes_are_combined_where_one_is_not_enough() -> None:
-    advice = [published(gpus=(8,), device_memory=room * 1e9).layouts[0].advice for room in range(24, 6, -1)]
-    first = next(line for line in advice if " and " in line).removeprefix("does not fit; it would with ").split(", or with ")[0]
-    assert set(first.split(" and ")) <= {"parallel = fsdp", "activation checkpointing"} or "micro_tokens = " in first
-    assert "whatever" in advice[-1]
+    found = {room: published(gpus=(8,), device_memory=room).layouts[0] for room in (1e9 * n for n in range(24, 6, -1))}
+    room, layout = next((room, layout) for room, layout in found.items() if " and " in layout.advice)
+    first = layout.advice.removeprefix("does not fit; it would with ").split(", or with ")[0].split(" and ")
+    tokens = next((int(change.rpartition(" ")[2]) for change in first if "micro_tokens" in change), 16_384)
+    batches, checkpointing = ConceptDataConfig(micro_tokens=tokens), "activation checkpointing" in first
+    for batch, kept_small in ((batches, checkpointing), (ConceptDataConfig(), checkpointing), (batches, False)):
+        again = published(gpus=(8,), device_memory=room, batches=batch, checkpointing=kept_small)
+        assert again.layouts["parallel = fsdp" in first].fits is ((batch, kept_small) == (batches, checkpointing))
 
 
 def test_what_cannot_fit_is_told() -> None:
