@@ -455,7 +455,7 @@ def _changes(before: Options, after: Options) -> list[str]:
     changes = {
         "parallel = fsdp": after.parallel != before.parallel,
         f"micro_tokens = {after.micro_tokens}": after.micro_tokens != before.micro_tokens,
-        "activation checkpointing": after.checkpointing != before.checkpointing,
+        "activation_checkpointing": after.checkpointing != before.checkpointing,
     }
     return [name for name, changed in changes.items() if changed]
 

@@ -177,7 +177,7 @@ def test_what_is_advised_fits_and_less_does_not() -> None:
     found = published(gpus=(8,), device="A100", device_memory=room)
     ddp, fsdp = found.layouts
     assert not ddp.fits and fsdp.fits and not fsdp.advice
-    assert "parallel = fsdp" in ddp.advice and "activation checkpointing" in ddp.advice
+    assert "parallel = fsdp" in ddp.advice and "activation_checkpointing" in ddp.advice
     micro_tokens = int(ddp.advice.split("micro_tokens = ")[1].split(",")[0])
     for tokens, fits in ((micro_tokens, True), (2 * micro_tokens, False)):
         again = published(gpus=(8,), device="A100", device_memory=room, batches=ConceptDataConfig(micro_tokens=tokens)).layouts[0]
@@ -191,7 +191,7 @@ def test_changes_are_combined_where_one_is_not_enough() -> None:
     room, layout = next((room, layout) for room, layout in found.items() if " and " in layout.advice)
     first = layout.advice.removeprefix("does not fit; it would with ").split(", or with ")[0].split(" and ")
     tokens = next((int(change.rpartition(" ")[2]) for change in first if "micro_tokens" in change), 16_384)
-    batches, checkpointing = ConceptDataConfig(micro_tokens=tokens), "activation checkpointing" in first
+    batches, checkpointing = ConceptDataConfig(micro_tokens=tokens), "activation_checkpointing" in first
     for batch, kept_small in ((batches, checkpointing), (ConceptDataConfig(), checkpointing), (batches, False)):
         again = published(gpus=(8,), device_memory=room, batches=batch, checkpointing=kept_small)
         assert again.layouts["parallel = fsdp" in first].fits is ((batch, kept_small) == (batches, checkpointing))
