@@ -3,7 +3,8 @@
     python sonarkit/encode.py storyworld:20000 stores/train
     torchrun --nproc-per-node 2 sonarkit/encode.py stories.jsonl stores/mine --codec mini --column text
 
-A run that was interrupted goes on when the same command is given again: finished shards are kept.
+Each distinct sentence is encoded and stored once. A run that was interrupted (SIGTERM, a crash, a full disk) goes on when the
+same command is given again, by any number of processes: finished shards are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import signal  # noqa: E402
 import warnings  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
 from typing import Annotated, Any  # noqa: E402
 
 import tyro  # noqa: E402
@@ -23,6 +27,7 @@ import tyro  # noqa: E402
 from sonarkit.codec.pipeline import Sonar, TruncationWarning  # noqa: E402
 from sonarkit.core.distributed import World, print0, start, stop  # noqa: E402
 from sonarkit.core.errors import user_errors  # noqa: E402
+from sonarkit.core.files import Place  # noqa: E402
 from sonarkit.models.rollout import END_OF_SEQUENCE  # noqa: E402
 from sonarkit.store.build import Coder, StoreStamp, build  # noqa: E402
 from sonarkit.text.corpora import open_corpus  # noqa: E402
@@ -38,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def encode_corpus(
     corpus: Annotated[str, tyro.conf.Positional],
-    store: Annotated[Path, tyro.conf.Positional],
+    store: Annotated[str, tyro.conf.Positional],
     codec: str = "mini",
     lang: str = "eng_Latn",
     column: str = "text",
@@ -51,23 +56,29 @@ def encode_corpus(
     Args:
         corpus: A .txt, .jsonl, .jsonl.gz or .parquet file, a folder of them, storyworld:COUNT, storyworld:valid,
             storyworld:test, handwritten, or hf:NAME.
-        store: The folder to write; one that was begun by the same command is finished.
+        store: The folder to write, or a URL (s3://, gs:// and what else fsspec writes; `pip install s3fs` or gcsfs). One that
+            was begun by the same command is finished.
         codec: "mini" or a folder.
         lang: The language of the corpus: a FLORES-200 code, or what means one, such as `fr` and `French`.
         column: Where the text is, in corpora with columns.
         limit: Take only this many documents.
-        documents_per_shard: Documents in a file of the store, the unit of work of a rank.
+        documents_per_shard: Documents in a file of the store: the unit of work of a rank, within which sentences are sorted
+            by length.
         batch_tokens: Tokens encoded at once; by default what suits the device.
     """
     world = start()
     try:
-        sonar = Sonar.from_pretrained(codec, device=world.device)
-        manifest = encode_into(corpus, store, sonar, world, lang, column, limit, documents_per_shard, batch_tokens)
+        with _stopping_on_sigterm():
+            sonar = Sonar.from_pretrained(codec, device=world.device)
+            manifest = encode_into(corpus, store, sonar, world, lang, column, limit, documents_per_shard, batch_tokens)
+    except Stopped:
+        print0(world, f"{store}: stopped as asked; what was finished is kept, and the same command goes on from there")
+        return
     finally:
         stop()
     dropped = ", ".join(f"{count} {why}" for why, count in manifest["dropped"].items()) or "none"
-    counts = ", ".join(f"{manifest[what]} {what}" for what in ("documents", "sentences", "tokens"))
-    print0(world, f"{store}: {counts}; documents dropped: {dropped}")
+    counts = f"{manifest['documents']} documents, {manifest['sentences']} sentences ({manifest['distinct']} distinct)"
+    print0(world, f"{store}: {counts}, {manifest['tokens']} tokens; documents dropped: {dropped}")
     if manifest["cut"] and world.rank == 0:
         share = f"{manifest['cut']} of {manifest['sentences']} sentences"
         warnings.warn(f"{share} were longer than {max_pieces(sonar)} tokens and were cut", TruncationWarning, stacklevel=1)
@@ -75,7 +86,7 @@ def encode_corpus(
 
 def encode_into(
     corpus: str,
-    store: Path,
+    store: Place,
     sonar: Sonar,
     world: World,
     lang: str = "eng_Latn",
@@ -84,7 +95,7 @@ def encode_into(
     documents_per_shard: int = 512,
     batch_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Build (this rank's share of) a store with a codec that is already loaded. Returns the manifest.
+    """Build (this rank's share of) a store, in a folder or at a URL, with a codec that is already loaded. Returns the manifest.
 
     Sentences beyond the codec's maximum are cut; the manifest counts them under `cut`. Raises what `open_corpus` and
     `build` raise, and UnknownLanguageError.
@@ -101,6 +112,28 @@ def encode_into(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # a line per batch; the manifest has their number
         return build(documents, store, stamp, coder, lambda text: split_sentences(text, lang), END_OF_SEQUENCE, world)
+
+
+class Stopped(BaseException):
+    """SIGTERM came. No Exception, so that nobody takes it for an error on the way."""
+
+
+@contextmanager
+def _stopping_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises Stopped at once: a shard may take minutes, and a scheduler that wants the machine back waits for seconds."""
+
+    def stop_here(number: int, frame: object) -> None:
+        raise Stopped
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop_here)
+    except ValueError:  # not the main thread (a notebook widget): no handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def max_pieces(sonar: Sonar) -> int:

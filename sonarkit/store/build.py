@@ -1,37 +1,42 @@
-"""Sentences -> shards of embeddings.
+"""Sentences -> shards of embeddings; each distinct sentence of the corpus is encoded and stored once.
 
-1. Documents are numbered as the corpus gives them; every `documents_per_shard` of them are one shard.
-2. Rank r of R makes shards r, r + R, ...: each is split into sentences, encoded and written as one Arrow file.
-3. A shard is written under a temporary name and renamed, its note (counts and checksum) after it: a shard
-   without its note was not finished. Whoever starts again keeps what is finished and does the rest.
+1. Documents are numbered as the corpus gives them; every `documents_per_shard` of them are one shard. Rank r of R works on
+   shards r, r + R, ...
+2. Plan: each shard's sentences are hashed, 128 bits each, and rank 0 numbers the distinct ones in the order in which they
+   first occur, over the whole corpus.
+3. Encode: a shard is one Arrow file with the vectors of the sentences that occur in it first; a sentence that occurred before
+   has the number of its vector. A shard's note (counts and checksum) is written after it: a shard without its note was
+   not finished. Whoever starts again keeps what is finished and does the rest.
 4. When all ranks are through, rank 0 writes `manifest.json`, and the store can be opened.
 
-The store does not depend on the number of ranks, up to the rounding of the encoder.
+Which sentences are encoded together follows from the corpus alone, so the store does not depend on the number of ranks or on
+interruptions: to the last bit where the encoder repeats itself.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from sonarkit.core.checkpoint import write_atomically
-from sonarkit.core.distributed import World, barrier
+from sonarkit.core.distributed import World
+from sonarkit.core.files import Folder, Place, open_folder
+from sonarkit.store.progress import Progress, meet
 from sonarkit.text.corpora import Corpus
 from sonarkit.text.corpora import Document as Text
 
-FORMAT = "sonarkit-store-1"
+FORMAT = "sonarkit-store-2"
+PLAN = "plan.npz"
+HASH_BYTES = 16  # two of 30 million sentences share 128 bits with a probability of 1e-24
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class StoreStamp:
     codec_fingerprint: str
     width: int
     documents_per_shard: int = 512
+    format: str = FORMAT
 
 
 @dataclass(frozen=True)
@@ -61,32 +67,55 @@ class Coder:
 
 def build(
     corpus: Corpus,
-    folder: Path,
+    folder: Place,
     stamp: StoreStamp,
     coder: Coder,
     split: Callable[[str], list[str]],
     end_text: str,
     world: World,
 ) -> dict[str, Any]:
-    """Encode `corpus` into `folder` (this rank's share of it) and return the manifest.
+    """Encode `corpus` into `folder`, a path or URL (this rank's share of it), and return the manifest.
 
-    `end_text` is the sentence that ends every document; it is encoded once and kept in the manifest. Raises
-    ValueError when `folder` holds a store with another stamp, or the corpus has no document with a sentence.
+    The corpus is read twice. The plan takes 32 bytes a sentence on rank 0, and 8 on every rank while it encodes. A store that is
+    whole is left as it is. `end_text` is the sentence that ends every document; it is encoded once and kept in the
+    manifest. Raises ValueError when `folder` holds a store with another stamp, when the corpus has no document with a
+    sentence, or is another than when the store was begun.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, stamp)
-    shards = 0
-    bar = tqdm(desc="encode", unit=" sentences", disable=world.rank != 0 or not sys.stderr.isatty())
-    for shard, texts in _shards(corpus, stamp.documents_per_shard):
-        shards = shard + 1
-        if shard % world.size == world.rank and not _note(folder, shard).is_file():
-            bar.update(_write_shard(folder, shard, texts, coder, split)["sentences"])
-    bar.close()
-    barrier(world)
+    place = open_folder(folder)
     if world.rank == 0:
-        _write_manifest(folder, stamp, coder, end_text, shards, corpus.dropped)
-    barrier(world)
-    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        place.make()
+        _claim(place, stamp)
+    meet(world)
+    if (manifest := _whole(place)) is not None:
+        return manifest
+    if not place.exists(PLAN):
+        shards = _hash_shards(corpus, place, stamp.documents_per_shard, split, world)
+        meet(world)
+        if world.rank == 0:
+            _write_plan(place, shards, stamp.corpus)
+    meet(world)
+    plan = Plan.read(place)
+    _encode_shards(corpus, place, stamp, coder, split, world, plan)
+    if world.rank == 0:
+        _write_manifest(place, stamp, coder, end_text, plan, corpus.dropped)
+        place.remove(name for name in place.names() if name == PLAN or name.endswith(".tmp"))  # and what killed ranks left
+    meet(world)
+    return read_manifest(place)
+
+
+def read_manifest(place: Folder) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(place.read("manifest.json"))
+    return manifest
+
+
+def _whole(place: Folder) -> dict[str, Any] | None:
+    """The manifest of a store that has all its shards."""
+    names = place.names()
+    if "manifest.json" not in names:
+        return None
+    manifest = read_manifest(place)
+    files = [shard["file"] for shard in manifest["shards"]]
+    return manifest if names.issuperset(files) and names.issuperset(file.replace(".arrow", ".json") for file in files) else None
 
 
 def _shards(corpus: Iterable[Text], size: int) -> Iterator[tuple[int, list[Text]]]:
@@ -94,74 +123,222 @@ def _shards(corpus: Iterable[Text], size: int) -> Iterator[tuple[int, list[Text]
         yield shard, [text for _, text in numbered]
 
 
-def _claim(folder: Path, stamp: StoreStamp) -> None:
+def _claim(place: Folder, stamp: StoreStamp) -> None:
     """Write the stamp of a new store, or refuse to go on with one made otherwise."""
-    path, wanted = folder / "stamp.json", asdict(stamp)
-    if path.is_file():
-        found = json.loads(path.read_text())
+    wanted = asdict(stamp)
+    if place.exists("stamp.json"):
+        found = json.loads(place.read("stamp.json"))
         differences = [
             f"{key}: {found.get(key)!r} there, {value!r} now" for key, value in wanted.items() if found.get(key) != value
         ]
         if differences:
             raise ValueError(
-                f"{folder} holds a store made otherwise ({'; '.join(differences)}); choose another folder or delete it"
+                f"{place} holds a store made otherwise ({'; '.join(differences)}); choose another folder or delete it"
             )
-    elif any(folder.iterdir()) and not list(folder.glob("stamp.json*")):  # another rank may be claiming it
-        raise ValueError(f"{folder} is not empty and holds no embedding store; choose an empty folder")
+    elif any(not name.endswith(".tmp") for name in place.names()):  # a writer that was killed may have left one
+        raise ValueError(f"{place} is not empty and holds no embedding store; choose an empty folder")
     else:
-        _write(path, json.dumps(wanted, indent=1).encode())
+        place.write("stamp.json", json.dumps(wanted, indent=1).encode())
 
 
-def _note(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:05d}.json"
+# ---------------------------------------------------------------------- the plan
 
 
-def _write_shard(folder: Path, shard: int, texts: list[Text], coder: Coder, split: Callable[[str], list[str]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """Which vector each of N sentences in K shards has; vectors are numbered as their sentences first occur."""
+
+    numbers_N: np.ndarray
+    sentences_K: np.ndarray  # of each shard
+    vectors_K: np.ndarray  # of each shard: sentences that occur in it first
+    digests_K: np.ndarray  # of each shard's sentences: the corpus is read twice and must be the same
+
+    @classmethod
+    def read(cls, place: Folder) -> Plan:
+        with np.load(io.BytesIO(place.read(PLAN))) as arrays:
+            return cls(arrays["numbers"], arrays["sentences"], arrays["vectors"], arrays["digests"])
+
+
+def _hashes(shard: int) -> str:
+    return f"shard-{shard:05d}.hashes"
+
+
+def hash_sentences(sentences: list[str]) -> bytes:
+    return b"".join(hashlib.blake2b(s.encode(), digest_size=HASH_BYTES).digest() for s in sentences)
+
+
+def _digest(hashes: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(hashes, digest_size=8).digest(), "little")
+
+
+def _hash_shards(corpus: Corpus, place: Folder, size: int, split: Callable[[str], list[str]], world: World) -> int:
+    """Write the hashes of this rank's shards; the number of shards of all ranks."""
+    there, shards = place.names(), 0
+    with Progress(world, "read", "documents") as progress:
+        for shard, texts in _shards(corpus, size):
+            shards = shard + 1
+            if shard % world.size == world.rank and _hashes(shard) not in there:
+                place.write(_hashes(shard), hash_sentences([sentence for text in texts for sentence in split(text.text)]))
+            progress.reached(corpus.kept)
+    return shards
+
+
+def _write_plan(place: Folder, shards: int, corpus: str) -> None:
+    names = [_hashes(shard) for shard in range(shards)]
+    hashes = place.read_all(names)
+    sentences_K = np.array([len(each) // HASH_BYTES for each in hashes], np.int64)
+    digests_K = np.array([_digest(each) for each in hashes], np.uint64)
+    hash_N2 = np.frombuffer(b"".join(hashes), "<u8").reshape(-1, 2)
+    if not len(hash_N2):
+        raise ValueError(f"the corpus {corpus!r} has no document with a sentence; nothing to store")
+    del hashes
+    numbers_N = number_distinct(hash_N2)
+    # a number never seen before is one above all before it
+    highest_N1 = np.concatenate([[0], np.maximum.accumulate(numbers_N) + 1])
+    ends_K = highest_N1[np.cumsum(sentences_K)]
+    sink = io.BytesIO()
+    np.savez(sink, numbers=numbers_N, sentences=sentences_K, vectors=np.diff(ends_K, prepend=0), digests=digests_K)
+    place.write(PLAN, sink.getvalue())
+    place.remove(names)
+
+
+def number_distinct(hash_N2: np.ndarray) -> np.ndarray:
+    """(N, 2) 128-bit hashes -> (N,) the number of each distinct one, 0, 1, ... in the order of their first occurrence.
+
+    A sixteenth of the hashes is sorted at a time, to need little memory beside them.
+    """
+    first_N = np.empty(len(hash_N2), np.int64)  # where each hash occurred first
+    sixteenth_N = (hash_N2[:, 0] >> np.uint64(60)).astype(np.uint8)
+    for part in range(16):
+        (where,) = np.nonzero(sixteenth_N == part)
+        if not len(where):
+            continue
+        hash_M2 = hash_N2[where]
+        order = np.lexsort((hash_M2[:, 1], hash_M2[:, 0]))  # stable: among equals the first occurrence leads
+        begins = np.concatenate([[True], (np.diff(hash_M2[order], axis=0) != 0).any(1)])
+        leader = np.flatnonzero(begins)[np.cumsum(begins) - 1]
+        first_N[where[order]] = where[order[leader]]
+    new_N = first_N == np.arange(len(first_N))
+    return (np.cumsum(new_N) - 1)[first_N]
+
+
+# ---------------------------------------------------------------------- the shards
+
+
+def _note(shard: int) -> str:
+    return f"shard-{shard:05d}.json"
+
+
+def _encode_shards(
+    corpus: Corpus,
+    place: Folder,
+    stamp: StoreStamp,
+    coder: Coder,
+    split: Callable[[str], list[str]],
+    world: World,
+    plan: Plan,
+) -> None:
+    """Encode this rank's shards that have no note yet, and wait for the other ranks."""
+    there, shards = place.names(), 0
+    finished = [shard for shard in range(len(plan.vectors_K)) if _note(shard) in there]
+    ahead = {
+        rank: [s for s in range(rank, len(plan.vectors_K), world.size) if _note(s) not in there] for rank in range(world.size)
+    }
+    done = int(plan.vectors_K[finished].sum())
+
+    def count() -> int:
+        """Sentences that all ranks have encoded, as their notes tell; each rank does its shards in order."""
+        nonlocal done
+        for todo in ahead.values():
+            while todo and place.exists(_note(todo[0])):
+                done += int(plan.vectors_K[todo.pop(0)])
+        return done
+
+    with Progress(world, "encode", "sentences", int(plan.vectors_K.sum()), done) as progress:
+        for shard, texts in _shards(corpus, stamp.documents_per_shard):
+            shards = shard + 1
+            if shard % world.size == world.rank and _note(shard) not in there:
+                _write_shard(place, shard, texts, stamp.width, coder, split, plan)
+                progress.look(count)
+        if shards != len(plan.vectors_K):
+            raise _changed(place)
+        meet(world, lambda: progress.look(count))
+        progress.look(count, last=True)
+
+
+def _changed(place: Folder) -> ValueError:
+    return ValueError(
+        f"the corpus is not what it was when {place} was begun; bring it back as it was, or encode it into another folder"
+    )
+
+
+def _write_shard(
+    place: Folder, shard: int, texts: list[Text], width: int, coder: Coder, split: Callable[[str], list[str]], plan: Plan
+) -> None:
     sentences = [split(text.text) for text in texts]
     kept = [(text, parts) for text, parts in zip(texts, sentences) if parts]
-    dropped = {"no sentence": len(texts) - len(kept)} if len(kept) < len(texts) else {}
+    flat = [sentence for _, parts in kept for sentence in parts]
+    digest = _digest(hash_sentences(flat))
+    if shard >= len(plan.digests_K) or digest != int(plan.digests_K[shard]):
+        raise _changed(place)
     note: dict[str, Any] = {
         "file": "",
         "documents": len(kept),
-        "sentences": 0,
+        "sentences": len(flat),
+        "distinct": int(plan.vectors_K[shard]),
         "tokens": 0,
         "bytes": 0,
         "cut": 0,
         "sha256": "",
-        "dropped": dropped,
+        "digest": f"{digest:016x}",
+        "dropped": {"no sentence": len(texts) - len(kept)} if len(kept) < len(texts) else {},
     }
     if kept:
-        flat = [sentence for _, parts in kept for sentence in parts]
-        unique = list(dict.fromkeys(flat))  # stories repeat sentences: each is encoded once
-        place = {sentence: i for i, sentence in enumerate(unique)}
-        vectors = coder.encode(unique).cpu().numpy().astype(np.float16)[[place[s] for s in flat]]
-        pieces = coder.pieces(unique)
-        whole = [pieces[place[s]] for s in flat]
-        tokens = [ids[: coder.max_pieces] for ids in whole]
-        data = arrow_bytes(vectors, tokens, flat, [len(parts) for _, parts in kept], [text.source for text, _ in kept])
+        begin, known = int(plan.sentences_K[:shard].sum()), int(plan.vectors_K[:shard].sum())
+        numbers = plan.numbers_N[begin : begin + len(flat)]
+        new = np.flatnonzero(np.diff(np.maximum.accumulate(np.concatenate([[known - 1], numbers]))))  # occur here first
+        vectors = np.empty((0, width), np.float16)
+        if len(new):
+            vectors = coder.encode([flat[i] for i in new]).cpu().numpy().astype(np.float16)
+        unique = list(dict.fromkeys(flat))
+        pieces = dict(zip(unique, coder.pieces(unique)))
+        tokens = [pieces[sentence][: coder.max_pieces] for sentence in flat]
+        data = arrow_bytes(
+            vectors, new, numbers, tokens, flat, [len(parts) for _, parts in kept], [text.source for text, _ in kept]
+        )
         file = f"shard-{shard:05d}.arrow"
-        _write(folder / file, data)
+        place.write(file, data)
         note |= {
             "file": file,
-            "sentences": len(flat),
             "tokens": sum(map(len, tokens)),
             "bytes": sum(len(s.encode()) for s in flat),
-            "cut": sum(len(short) < len(ids) for short, ids in zip(tokens, whole)),
+            "cut": sum(len(short) < len(pieces[s]) for short, s in zip(tokens, flat)),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-    _write(_note(folder, shard), json.dumps(note).encode())
-    return note
+    place.write(_note(shard), json.dumps(note).encode())
 
 
 def arrow_bytes(
-    vectors_TD: np.ndarray, tokens: list[list[int]], texts: list[str], counts: list[int], sources: list[str]
+    vectors_VD: np.ndarray,
+    new_V: np.ndarray,
+    numbers_N: np.ndarray,
+    tokens: list[list[int]],
+    texts: list[str],
+    counts: list[int],
+    sources: list[str],
 ) -> bytes:
-    """One Arrow IPC file, a row per document: its vectors, token ids and sentences, and where it came from."""
-    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors_TD.reshape(-1)), vectors_TD.shape[1])
+    """One Arrow IPC file, a row per document: the vectors of its new sentences, and of all of them the numbers of their
+    vectors, the token ids and the texts; and where it came from.
+
+    `new_V` are the places, among N sentences, of those that `vectors_VD` belong to; `counts` the sentences of each document.
+    """
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    offsets = pa.array(starts, pa.int32())
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors_VD.reshape(-1)), vectors_VD.shape[1])
     table = pa.table(
         {
-            "vectors": pa.ListArray.from_arrays(offsets, rows),
+            "vectors": pa.ListArray.from_arrays(pa.array(np.searchsorted(new_V, starts), pa.int32()), rows),
+            "numbers": pa.ListArray.from_arrays(offsets, pa.array(numbers_N, pa.int64())),
             "tokens": pa.ListArray.from_arrays(offsets, pa.array(tokens, pa.list_(pa.int32()))),
             "text": pa.ListArray.from_arrays(offsets, pa.array(texts, pa.string())),
             "source": pa.array(sources, pa.string()),
@@ -173,29 +350,22 @@ def arrow_bytes(
     return sink.getvalue().to_pybytes()
 
 
-def _write_manifest(folder: Path, stamp: StoreStamp, coder: Coder, end_text: str, shards: int, dropped: Counter[str]) -> None:
-    notes = [json.loads(_note(folder, shard).read_text()) for shard in range(shards)]
+def _write_manifest(place: Folder, stamp: StoreStamp, coder: Coder, end_text: str, plan: Plan, dropped: Counter[str]) -> None:
+    notes = [json.loads(data) for data in place.read_all([_note(shard) for shard in range(len(plan.digests_K))])]
+    if [note["digest"] for note in notes] != [f"{int(digest):016x}" for digest in plan.digests_K]:
+        raise _changed(place)
     written = [{key: value for key, value in note.items() if key != "dropped"} for note in notes if note["documents"]]
-    if not written:
-        raise ValueError(f"the corpus {stamp.corpus!r} has no document with a sentence; nothing to store")
-    all_dropped = sum((Counter(note["dropped"]) for note in notes), Counter(dropped))
     end = {
         "text": end_text,
         "tokens": coder.pieces([end_text])[0],
         "vector": coder.encode([end_text])[0].cpu().numpy().astype(np.float16).tolist(),
     }
-    totals = {key: sum(note[key] for note in written) for key in ("documents", "sentences", "tokens", "bytes", "cut")}
     manifest = {
-        "format": FORMAT,
         **asdict(stamp),
         "dtype": "float16",
-        **totals,
-        "dropped": dict(all_dropped),
+        **{key: sum(note[key] for note in written) for key in ("documents", "sentences", "distinct", "tokens", "bytes", "cut")},
+        "dropped": dict(sum((Counter(note["dropped"]) for note in notes), Counter(dropped))),
         "end_of_sequence": end,
         "shards": written,
     }
-    _write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    place.write("manifest.json", json.dumps(manifest, indent=1).encode())

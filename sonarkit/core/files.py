@@ -1,0 +1,133 @@
+"""Folders of files, on this machine or behind a URL that fsspec reads: `s3://`, `gs://`, `memory://` and others.
+
+Only what a store needs: whole files, written in one step. An object store puts a file there whole or not at all; locally a
+temporary file is renamed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from sonarkit.core.checkpoint import write_atomically
+
+PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp"}
+Place = str | Path
+
+
+def open_folder(place: Place) -> Folder:
+    """The folder at a path or URL, whether it is there or not. ValueError, with the line to install, for what needs a package."""
+    url = as_url(place)
+    if url is None:
+        return Folder(Path(place))
+    if url.startswith("file://"):
+        return Folder(Path(unquote(urlsplit(url).path)))
+    return RemoteFolder(url)
+
+
+def as_url(place: Place) -> str | None:
+    """The URL that `place` is; None for a path. A pathlib.Path made of a URL has lost one of its slashes: it comes back."""
+    name = str(place)
+    if isinstance(place, Path):
+        name = re.sub(r"^([a-z][a-z0-9+.]+):/(?!/)", "file:///" if name.startswith("file:/") else r"\1://", name)
+    return name if re.match(r"^[a-z][a-z0-9+.:]+://", name) else None
+
+
+class Folder:
+    """A folder of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def make(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def names(self) -> set[str]:
+        """The files in it, half-written ones (`.tmp`) too; none when it is not there."""
+        return {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def read_all(self, names: Sequence[str]) -> list[bytes]:
+        return [self.read(name) for name in names]
+
+    def write(self, name: str, data: bytes) -> None:
+        """Whole or not at all. OSError says what is left and what to do."""
+        write_atomically(self.path / name, lambda temporary: temporary.write_bytes(data))
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+
+class RemoteFolder(Folder):
+    """A folder behind a URL."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import fsspec.core
+        except ImportError as error:
+            raise ValueError(f"{url} needs a package: pip install fsspec{_and_its_own(url)}") from error
+        try:
+            # no cache of listings: other ranks write into the folder
+            self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            raise ValueError(f"{url} needs a package ({error}): pip install fsspec{_and_its_own(url)}") from error
+        except ValueError as error:
+            raise ValueError(
+                f"{url} is no place that fsspec knows ({error}); expected a folder, s3://, gs:// or the like"
+            ) from error
+        self.url = url
+
+    def __str__(self) -> str:
+        return self.url
+
+    def _at(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def make(self) -> None:
+        self._files.makedirs(self._root, exist_ok=True)
+
+    def names(self) -> set[str]:
+        try:
+            return {str(path).rstrip("/").rsplit("/", 1)[-1] for path in self._files.ls(self._root, detail=False)}
+        except FileNotFoundError:
+            return set()
+
+    def exists(self, name: str) -> bool:
+        return bool(self._files.isfile(self._at(name)))
+
+    def read(self, name: str) -> bytes:
+        return self._files.cat_file(self._at(name))
+
+    def read_all(self, names: Sequence[str]) -> list[bytes]:
+        found: dict[str, Any] = self._files.cat([self._at(name) for name in names]) if names else {}  # many at once
+        by_name = {path.rsplit("/", 1)[-1]: data for path, data in found.items()}
+        return [by_name[name] for name in names]
+
+    def write(self, name: str, data: bytes) -> None:
+        try:
+            self._files.pipe_file(self._at(name), data)
+        except OSError as error:
+            raise OSError(
+                f"could not write {self.url}/{name} ({error}); free space or check the rights, and start again"
+            ) from error
+
+    def remove(self, names: Iterable[str]) -> None:
+        if paths := [self._at(name) for name in names]:
+            self._files.rm(paths)
+
+
+def _and_its_own(url: str) -> str:
+    package = PACKAGES.get(url.partition("://")[0].rpartition(":")[2])
+    return f" {package}" if package else ""
