@@ -36,6 +36,7 @@ from sonarkit.text.corpora import Document as Text
 
 FORMAT = "sonarkit-store-2"
 PLAN = "plan.npz"
+KEPT = 64 << 20  # characters: a smaller corpus stays in memory between its two readings; StoryWorld takes 1 ms a story to write
 HASH_BYTES = 16  # two of 30 million sentences share 128 bits with a probability of 1e-24
 
 
@@ -76,7 +77,8 @@ def build(
 ) -> dict[str, Any]:
     """Encode `corpus` into `folder`, a path or URL (this rank's share of it), and return the manifest.
 
-    The corpus is read twice. The plan takes 32 bytes a sentence on rank 0, and 8 on every rank while it encodes. A store that is
+    The corpus is read twice, a small one once. The plan takes some 50 bytes a sentence on rank 0, and 8 on every rank while it
+    encodes. A store that is
     whole is left as it is. `end_text` is the sentence that ends every document; it is encoded once and kept in the
     manifest. Raises ValueError when `folder` holds a store with another stamp, when the corpus has no document with a
     sentence, or is another than when the store was begun.
@@ -88,14 +90,15 @@ def build(
     meet(world)
     if (manifest := _whole(place)) is not None:
         return manifest
+    texts = _Texts(corpus)
     if not place.exists(PLAN):
-        shards = _hash_shards(corpus, place, stamp.documents_per_shard, split, world)
+        shards = _hash_shards(texts, place, stamp.documents_per_shard, split, world)
         meet(world)
         if world.rank == 0:
             _write_plan(place, shards, stamp.corpus)
     meet(world)
     plan = Plan.read(place)
-    _encode_shards(corpus, place, stamp, coder, split, world, plan)
+    _encode_shards(texts, place, stamp, coder, split, world, plan)
     if world.rank == 0:
         _write_manifest(place, stamp, coder, end_text, plan, corpus.dropped)
         place.remove(name for name in place.names() if name == PLAN or name.endswith(".tmp"))  # and what killed ranks left
@@ -116,6 +119,27 @@ def _whole(place: Folder) -> dict[str, Any] | None:
     manifest = read_manifest(place)
     files = [shard["file"] for shard in manifest["shards"]]
     return manifest if names.issuperset(files) and names.issuperset(file.replace(".arrow", ".json") for file in files) else None
+
+
+class _Texts:
+    """The documents of a corpus, read once if they are few enough to be kept."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus, self._kept, self._whole = corpus, list[Text](), False
+
+    def __iter__(self) -> Iterator[Text]:
+        if self._whole:
+            yield from self._kept
+            return
+        self._kept, size = [], 0
+        for text in self._corpus:
+            size += len(text.text)
+            if size <= KEPT:
+                self._kept.append(text)
+            yield text
+        self._whole = size <= KEPT
+        if not self._whole:
+            self._kept = []
 
 
 def _shards(corpus: Iterable[Text], size: int) -> Iterator[tuple[int, list[Text]]]:
@@ -171,15 +195,15 @@ def _digest(hashes: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(hashes, digest_size=8).digest(), "little")
 
 
-def _hash_shards(corpus: Corpus, place: Folder, size: int, split: Callable[[str], list[str]], world: World) -> int:
+def _hash_shards(corpus: Iterable[Text], place: Folder, size: int, split: Callable[[str], list[str]], world: World) -> int:
     """Write the hashes of this rank's shards; the number of shards of all ranks."""
-    there, shards = place.names(), 0
+    there, shards, documents = place.names(), 0, 0
     with Progress(world, "read", "documents") as progress:
         for shard, texts in _shards(corpus, size):
-            shards = shard + 1
+            shards, documents = shard + 1, documents + len(texts)
             if shard % world.size == world.rank and _hashes(shard) not in there:
                 place.write(_hashes(shard), hash_sentences([sentence for text in texts for sentence in split(text.text)]))
-            progress.reached(corpus.kept)
+            progress.reached(documents)
     return shards
 
 
@@ -230,7 +254,7 @@ def _note(shard: int) -> str:
 
 
 def _encode_shards(
-    corpus: Corpus,
+    corpus: Iterable[Text],
     place: Folder,
     stamp: StoreStamp,
     coder: Coder,

@@ -24,6 +24,7 @@ from sonarkit.models.rollout import END_OF_SEQUENCE
 from sonarkit.store import build as building
 from sonarkit.store import progress
 from sonarkit.store.reader import Store
+from sonarkit.text.corpora import Corpus
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, 0, CPU)
@@ -98,6 +99,20 @@ def test_distinct_hashes_are_numbered_as_they_first_occur() -> None:
     numbers: dict[tuple[int, int], int] = {}
     wanted = [numbers.setdefault((int(a), int(b)), len(numbers)) for a, b in hash_N2]
     assert building.number_distinct(hash_N2).tolist() == wanted
+
+
+@pytest.mark.parametrize(("kept", "readings"), [(1 << 20, 1), (60, 2)])  # the texts have 114 characters
+def test_a_corpus_too_large_to_keep_is_read_twice(
+    kept: int, readings: int, corpus: str, sonar: Sonar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(corpus, tmp_path / "whole", sonar)
+    begun: list[int] = []
+    original = Corpus.__iter__
+    monkeypatch.setattr(Corpus, "__iter__", lambda self: begun.append(1) or original(self))
+    monkeypatch.setattr(building, "KEPT", kept)
+    make(corpus, tmp_path / "store", sonar)
+    assert len(begun) == readings
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
 # ---------------------------------------------------------------------- interruptions and ranks
