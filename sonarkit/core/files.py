@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from sonarkit.core.checkpoint import write_atomically
 
-PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp"}
+OBJECT_STORES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}  # and their packages
 Place = str | Path
 
 
@@ -96,7 +96,8 @@ class RemoteFolder(Folder):
         return f"{self._root.rstrip('/')}/{name}"
 
     def make(self) -> None:
-        self._files.makedirs(self._root, exist_ok=True)
+        if _scheme(self.url) not in OBJECT_STORES:  # they have no folders, and would make a bucket of a misspelt name
+            self._files.makedirs(self._root, exist_ok=True)
 
     def names(self) -> set[str]:
         try:
@@ -128,6 +129,10 @@ class RemoteFolder(Folder):
             self._files.rm(paths)
 
 
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].rpartition(":")[2]
+
+
 def _and_its_own(url: str) -> str:
-    package = PACKAGES.get(url.partition("://")[0].rpartition(":")[2])
+    package = OBJECT_STORES.get(_scheme(url))
     return f" {package}" if package else ""

@@ -78,10 +78,9 @@ def build(
     """Encode `corpus` into `folder`, a path or URL (this rank's share of it), and return the manifest.
 
     The corpus is read twice, a small one once. The plan takes some 50 bytes a sentence on rank 0, and 8 on every rank while it
-    encodes. A store that is
-    whole is left as it is. `end_text` is the sentence that ends every document; it is encoded once and kept in the
-    manifest. Raises ValueError when `folder` holds a store with another stamp, when the corpus has no document with a
-    sentence, or is another than when the store was begun.
+    encodes. A store that is whole is left as it is. `end_text` is the sentence that ends every document; it is encoded once and
+    kept in the manifest. Raises ValueError when `folder` holds a store with another stamp, when the corpus has no document
+    with a sentence, or is another than when the store was begun.
     """
     place = open_folder(folder)
     if world.rank == 0:
@@ -100,8 +99,8 @@ def build(
     plan = Plan.read(place)
     _encode_shards(texts, place, stamp, coder, split, world, plan)
     if world.rank == 0:
+        place.remove(name for name in place.names() if name.endswith((PLAN, ".hashes", ".tmp")))  # what killed ranks left, too
         _write_manifest(place, stamp, coder, end_text, plan, corpus.dropped)
-        place.remove(name for name in place.names() if name == PLAN or name.endswith(".tmp"))  # and what killed ranks left
     meet(world)
     return read_manifest(place)
 
@@ -208,7 +207,7 @@ def _hash_shards(corpus: Iterable[Text], place: Folder, size: int, split: Callab
 
 
 def _write_plan(place: Folder, shards: int, corpus: str) -> None:
-    names = [_hashes(shard) for shard in range(shards)]
+    there, names = place.names(), [_hashes(shard) for shard in range(shards)]
     hashes = place.read_all(names)
     sentences_K = np.array([len(each) // HASH_BYTES for each in hashes], np.int64)
     digests_K = np.array([_digest(each) for each in hashes], np.uint64)
@@ -216,6 +215,12 @@ def _write_plan(place: Folder, shards: int, corpus: str) -> None:
     if not len(hash_N2):
         raise ValueError(f"the corpus {corpus!r} has no document with a sentence; nothing to store")
     del hashes
+    finished = {name: shard for shard in range(shards) if (name := _note(shard)) in there}
+    notes = [json.loads(data) for data in place.read_all(list(finished))]
+    known = sum(name.startswith("shard-") and name.endswith(".json") for name in there)
+    if len(notes) < known or any(int(note["digest"], 16) != digests_K[shard] for note, shard in zip(notes, finished.values())):
+        place.remove(names)
+        raise _changed(place)
     numbers_N = number_distinct(hash_N2)
     # a number never seen before is one above all before it
     highest_N1 = np.concatenate([[0], np.maximum.accumulate(numbers_N) + 1])

@@ -150,6 +150,43 @@ def test_a_url_on_the_command_line(codec: Path, tmp_path: Path, monkeypatch: pyt
     assert there.manifest == here.manifest and [there[i].texts for i in range(2)] == [here[i].texts for i in range(2)]
 
 
+def test_an_object_store(
+    codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An S3 of this machine: two ranks write a store there, it is mended, and read through the cache."""
+    s3fs = pytest.importorskip("s3fs", reason="pip install s3fs")
+    server = pytest.importorskip("moto.server", reason='pip install "moto[server]"').ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in (("ENDPOINT_URL", f"http://{host}:{port}"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("SONARKIT_CACHE", str(tmp_path / "cache"))
+    try:
+        files, url = s3fs.S3FileSystem(), "s3://bucket/some/store"
+        files.mkdir("bucket")
+        made = run(torchrun(2, "encode.py", "storyworld:40", url, *options(codec)))
+        assert made.returncode == 0, made.stderr
+        encode.main(["storyworld:40", str(tmp_path / "local"), *map(str, options(codec))])
+        wanted = contents(tmp_path / "local")
+
+        def there() -> dict[str, bytes]:
+            return {path.rsplit("/", 1)[-1]: files.cat_file(path) for path in files.ls("bucket/some/store", refresh=True)}
+
+        assert there() == wanted
+        files.rm("bucket/some/store/shard-00002.json")
+        encode.main(["storyworld:40", url, *map(str, options(codec))])
+        assert there() == wanted
+        here, store = Store(tmp_path / "local"), Store(url)
+        assert [store[i].texts for i in range(40)] == [here[i].texts for i in range(40)]
+        assert len(list((tmp_path / "cache" / "stores").iterdir())) == 4
+        with pytest.raises(SystemExit):
+            encode.main(["storyworld:2", "s3://buckett/store", *map(str, options(codec))])
+        assert "could not write s3://buckett/store/stamp.json" in capsys.readouterr().err
+        assert not files.exists("buckett")
+    finally:
+        server.stop()
+
+
 def test_real_stories_are_stored_once(
     shared_data: Path, codec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], make_codec: Callable[[int], Path]
 ) -> None:
