@@ -7,19 +7,24 @@ hidden width. Parameter names are Hugging Face's, so that published weights load
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sonarkit.core.packing import Packing, packing_of
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The shape of a backbone; the rest is Llama 3.2's (arXiv 2508.05305, section 4 and public configuration)."""
+    """The shape of a backbone; the rest is Llama 3.2's (arXiv 2508.05305, section 4 and public configuration).
+
+    A `rope_factor` of 1 leaves the rotary frequencies as they are.
+    """
 
     hidden: int
     ffn: int
@@ -75,9 +80,12 @@ class Attention(nn.Module):
         query, key, value = (p(x).unflatten(-1, (self.heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
         return rotate(query, angles), rotate(key, angles), value
 
+    def qkv(self, x_TH: Tensor, angles: Tensor) -> Tensor:
+        """(T, 3 heads d): queries and keys, turned, and values, side by side."""
+        return torch.cat([part.flatten(-2) for part in self._heads(x_TH, angles)], -1)
+
     def forward(self, x_TH: Tensor, angles: Tensor, packing: Packing) -> Tensor:
-        qkv = torch.cat([part.flatten(-2) for part in self._heads(x_TH, angles)], -1)
-        return self.o_proj(packing.attention(qkv, self.heads, causal=True))
+        return self.o_proj(packing.attention(self.qkv(x_TH, angles), self.heads, causal=True))
 
     def weights(self, x_SH: Tensor, angles: Tensor) -> Tensor:
         """One document: (heads, S, S) causal weights, row i over positions 0 to i, which the kernels of `forward` keep inside."""
@@ -115,14 +123,41 @@ class Block(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
         self.mlp = MLP(config)
+        self.compiled = False  # what comes before and after the attention runs through torch.compile
+
+    def before(self, x_TH: Tensor, angles: Tensor) -> Tensor:
+        return self.self_attn.qkv(self.input_layernorm(x_TH), angles)
+
+    def after(self, x_TH: Tensor, attended_TH: Tensor) -> Tensor:
+        x_TH = x_TH + self.self_attn.o_proj(attended_TH)
+        return x_TH + self.mlp(self.post_attention_layernorm(x_TH))
 
     def forward(self, x_TH: Tensor, angles: Tensor, packing: Packing) -> Tensor:
-        x_TH = x_TH + self.self_attn(self.input_layernorm(x_TH), angles, packing)
-        return x_TH + self.mlp(self.post_attention_layernorm(x_TH))
+        before, after = compiled_parts() if self.compiled else (Block.before, Block.after)
+        return after(self, x_TH, packing.attention(before(self, x_TH, angles), self.self_attn.heads, causal=True))
 
     def extend(self, x_BSH: Tensor, angles: Tensor, cache: Tensor, places_BS: Tensor) -> Tensor:
         x_BSH = x_BSH + self.self_attn.extend(self.input_layernorm(x_BSH), angles, cache, places_BS)
         return x_BSH + self.mlp(self.post_attention_layernorm(x_BSH))
+
+
+@lru_cache
+def compiled_parts() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """A block's token-wise halves, compiled once for all blocks and any number of tokens. The attention between them goes
+    over the lengths of a batch, each of which would be compiled anew."""
+    return torch.compile(Block.before, dynamic=True), torch.compile(Block.after, dynamic=True)
+
+
+def recompute(layers: Iterable[nn.Module], on: bool = True) -> None:
+    """Activation checkpointing: keep only each layer's inputs for the backward pass, which computes the rest again."""
+    for layer in layers:
+        layer.__dict__.pop("forward", None)
+        if on:
+            layer.forward = partial(_checkpointed, layer.forward)
+
+
+def _checkpointed(forward: Callable[..., Tensor], *inputs: object) -> Tensor:
+    return checkpoint(forward, *inputs, use_reentrant=False) if torch.is_grad_enabled() else forward(*inputs)
 
 
 @dataclass
@@ -169,9 +204,10 @@ class Backbone(nn.Module):
         return torch.stack(weights)
 
     def empty_context(self, rows: int, positions: int) -> Context:
-        weight = self.norm.weight
+        weight = self.norm.weight  # a part of it, where it is sharded
         shape = (len(self.layers), 2, rows, positions, self.config.heads, self.config.head_dim)
-        return Context(weight.new_zeros(shape), torch.zeros(rows, dtype=torch.long, device=weight.device))
+        cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        return Context(cache, torch.zeros(rows, dtype=torch.long, device=weight.device))
 
     def extend(self, x_BSH: Tensor, context: Context, new_B: Tensor) -> Tensor:
         """Read `new_B[i]` <= S more positions in each row (the rest of x is padding); advances `context`.

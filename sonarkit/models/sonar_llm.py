@@ -8,6 +8,7 @@ prediction through the decoder and says which errors of a vector matter and whic
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from sonarkit.codec.pipeline import Sonar
 from sonarkit.core import checkpoint
 from sonarkit.core import config as configs
 from sonarkit.core.loss import LossSum
-from sonarkit.core.packing import pack, packing_of
+from sonarkit.core.packing import Packing, pack, packing_of
 from sonarkit.core.paths import asset
-from sonarkit.models import rollout
-from sonarkit.models.backbone import Backbone, BackboneConfig, Context
+from sonarkit.models import official, rollout
+from sonarkit.models.backbone import Backbone, BackboneConfig, Block, Context, recompute
 from sonarkit.models.rollout import END_OF_SEQUENCE, Story
 from sonarkit.store.reader import Document
 
@@ -32,16 +33,24 @@ FORMAT = "sonarkit-sonar-llm-1"
 
 @dataclass(frozen=True)
 class SonarLLMConfig:
-    """`embedding` is the codec's D; `codec` is what `Sonar.from_pretrained` was given, `codec_fingerprint` its hash."""
+    """`embedding` is the codec's D; `codec` is what `Sonar.from_pretrained` was given, `codec_fingerprint` its hash.
+
+    With `train_decoder` the model has a decoder of its own, which begins as the codec's and learns (version 2 of the paper).
+    """
 
     backbone: BackboneConfig
     embedding: int = 1024
     codec: str = "sonar"
     codec_fingerprint: str = ""
+    train_decoder: bool = False
 
 
 class SonarLLM(nn.Module):
-    """Backbone between two projections. The frozen codec is held beside the weights, never among them."""
+    """Backbone between two projections. The frozen codec is held beside the weights, never among them.
+
+    A decoder that is trained is among them, as `decoder`; `sonar` is then a codec of the encoder given and that decoder, and
+    the codec given stays as it is.
+    """
 
     def __init__(self, config: SonarLLMConfig, sonar: Sonar) -> None:
         super().__init__()
@@ -51,7 +60,10 @@ class SonarLLM(nn.Module):
         self.forward_proj = nn.Linear(config.embedding, config.backbone.hidden)
         self.backbone = Backbone(config.backbone)
         self.reverse_proj = nn.Linear(config.backbone.hidden, config.embedding)
-        self._codec = (sonar.eval().requires_grad_(False),)  # in a tuple: not a submodule, not in the checkpoint
+        sonar = (with_own_decoder(sonar) if config.train_decoder else sonar).eval().requires_grad_(False)
+        self._codec = (sonar,)  # in a tuple: not a submodule, not in the checkpoint
+        if config.train_decoder:
+            self.decoder = sonar.decoder.train().requires_grad_(True)
 
     @property
     def sonar(self) -> Sonar:
@@ -62,25 +74,67 @@ class SonarLLM(nn.Module):
         return self.reverse_proj.weight.device
 
     def _apply(self, fn: Any, recurse: bool = True) -> SonarLLM:
-        self.sonar._apply(fn)  # .to(), .cuda(), .half() move the codec along
+        # .to(), .cuda(), .half() move the codec along
+        (self.sonar.encoder if self.config.train_decoder else self.sonar)._apply(fn)
         return super()._apply(fn, recurse)
 
     # ------------------------------------------------------------------ learning
 
-    def loss(self, batch: list[Document]) -> LossSum:
+    def use(self, *, activation_checkpointing: bool = False, compile: bool = False) -> SonarLLM:
+        """How training computes; neither loss nor gradient depends on it, and it is saved nowhere.
+
+        `activation_checkpointing` keeps for the backward pass only what each layer of backbone and decoder reads, and
+        computes the rest again. `compile` runs the backbone's blocks, but for their attention, through torch.compile.
+        """
+        recompute((*self.backbone.layers, *self.sonar.decoder.layers), activation_checkpointing)
+        for layer in self.backbone.layers:
+            assert isinstance(layer, Block)
+            layer.compiled = compile
+        return self
+
+    def loss(self, batch: list[Document], as_published: bool = False, context_noise: float = 0.0) -> LossSum:
         """Nats over the tokens of every sentence but the first of each document; count = those tokens.
 
         The language token is given, not predicted, and not counted. `parts` has `bits_per_byte`.
+
+        `as_published` counts the language token and a second `</s>`, as the published trainer does. A model that is sure of
+        both (0 nats) shows (n + 1) / (n + 3) of the loss per token for sentences of n pieces: 10 % less at TinyStories' 16.
+        A codec that never learned to predict its language token, as `mini`, pays for it instead. `bits_per_byte` is the
+        same either way.
+
+        `context_noise` adds to each vector that is read, in training mode only, Gaussian noise of that many times the
+        vector's root mean square, from torch's global generator.
+
+        Raises ValueError for a negative noise, and for a sentence longer than the codec takes.
         """
+        if context_noise < 0:
+            raise ValueError(f"context_noise is a multiple of a vector's root mean square, at least 0; got {context_noise}")
         documents = [batch[i] for i in packing_of([len(d.targets) - 1 for d in batch]).order_N.tolist()]
         packing = packing_of([len(d.targets) - 1 for d in documents], self.device)
         context_TD = torch.cat([d.vectors_SD[:-1] for d in documents]).to(self.device)
+        if context_noise and self.training:
+            context_TD = noisy(context_TD, context_noise)
         x_TH = self.forward_proj(context_TD).to(self.forward_proj.weight.dtype)  # autocast must not round the residual stream
         predicted_TD = self.reverse_proj(self.backbone(x_TH, packing))
         targets = [target for d in documents for target in d.targets[1:]]
-        total, losses = self.sonar.decoder.token_losses(predicted_TD, *pack(targets, self.device))
-        text_bytes = sum(sum(d.bytes[1:]) for d in documents)
-        return LossSum(total, float(len(losses)), {"bits_per_byte": (total.detach() / math.log(2), float(text_bytes))})
+        if as_published:
+            targets = [[*target, target[-1]] for target in targets]
+        self._check_length(max(map(len, targets)) - 1, as_published)
+        ids_T, sentences = pack(targets, self.device)
+        total, losses_T = self.sonar.decoder.token_losses(predicted_TD, ids_T, sentences, skip=0 if as_published else 1)
+        nats, text_bytes = total.detach(), sum(sum(d.bytes[1:]) for d in documents)
+        if as_published:
+            nats = sum_of_own_tokens(losses_T, sentences.without_last())
+        return LossSum(total, float(len(losses_T)), {"bits_per_byte": (nats / math.log(2), float(text_bytes))})
+
+    def _check_length(self, tokens: int, as_published: bool) -> None:
+        most, specials = self.sonar.config.max_tokens, 3 if as_published else 2
+        if tokens > most:
+            more = ", of which the loss as published takes one more" if as_published else ""
+            raise ValueError(
+                f"a sentence of {tokens - specials} pieces is {tokens} tokens to the decoder, which takes {most}{more}; "
+                f"cut sentences at {most - specials} pieces (max_tokens of the batches)"
+            )
 
     # ------------------------------------------------------------------ predicting
 
@@ -146,13 +200,74 @@ class SonarLLM(nn.Module):
         checkpoint.assign(model, {key: value.float() for key, value in tensors.items()}, folder / "model.safetensors")
         return model.to(device).eval()
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write `config.json` and `model.safetensors` (in `dtype`); the codec stays where it is."""
+    @classmethod
+    def from_official(
+        cls,
+        checkpoint: str | Path,
+        config: str | Path | None = None,
+        *,
+        sonar: Sonar | None = None,
+        device: str | torch.device = "cpu",
+    ) -> SonarLLM:
+        """A checkpoint of the published trainer: its `.pt` with the JSON of its Llama, or a Hugging Face folder.
+
+        `checkpoint` may be the name of a repository to download, such as `raxtemur/sonar-llm-100m`; `config` is by default
+        the folder's `config.json`. `sonar` is Meta's `"sonar"` unless passed; the decoder in the file is not read. Weights
+        are float32. Raises FileNotFoundError, and ValueError that names what is missing, unexpected or of another shape, or
+        what in the configuration this backbone is not made for.
+        """
+        found = official.read(checkpoint, config)
+        sonar = sonar or Sonar.from_pretrained("sonar")
+        ours = SonarLLMConfig(found.backbone, found.embedding, sonar.name or "sonar", sonar.fingerprint())
+        with torch.device("meta"):
+            model = cls(ours, sonar)
+        found.fill(model)
+        return model.to(device).eval()
+
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype = torch.float16, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write `config.json` and `model.safetensors` (in `dtype`); the frozen codec stays where it is.
+
+        `weights` are written instead of the model's own, where those lie in parts on several ranks.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in self.state_dict().items()}
+        state = self.state_dict() if weights is None else weights
+        tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
         checkpoint.write_safetensors(folder / "model.safetensors", tensors, {"format": FORMAT})
         configs.save(self.config, folder / "config.json")
+
+
+def with_own_decoder(sonar: Sonar) -> Sonar:
+    """A codec with a copy of the decoder of `sonar`, in float32 at least, and with its encoder, of which the memory is shared.
+
+    Within `torch.device("meta")` the decoder is made there, to be filled.
+    """
+    with torch.device("meta"):
+        own = Sonar(sonar.config, sonar.tokenizer)
+    own.encoder.load_state_dict(sonar.encoder.state_dict(), assign=True)
+    meta = torch.get_default_device().type == "meta"
+    own.decoder.load_state_dict(
+        {
+            key: value.to("meta" if meta else value.device, torch.promote_types(value.dtype, torch.float32), copy=True)
+            for key, value in sonar.decoder.state_dict().items()
+        },
+        assign=True,
+    )
+    own.name = sonar.name
+    return own
+
+
+def noisy(vectors_TD: Tensor, noise: float) -> Tensor:
+    """Each vector with Gaussian noise of `noise` times its root mean square in every dimension."""
+    scale_T1 = noise * vectors_TD.square().mean(-1, keepdim=True).sqrt()
+    return vectors_TD + scale_T1 * torch.randn_like(vectors_TD)
+
+
+def sum_of_own_tokens(losses_T: Tensor, packing: Packing) -> Tensor:
+    """() the losses as published without those of the language token and of the second `</s>`."""
+    return torch.stack([block[:, 1:-1].sum() for block in packing.split(losses_T)]).sum()
 
 
 __all__ = ["END_OF_SEQUENCE", "Document", "SonarLLM", "SonarLLMConfig", "Story"]
