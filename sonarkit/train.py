@@ -3,8 +3,12 @@
     python sonarkit/train.py sonar-llm --size mini --data stores/train --valid stores/valid --out runs/mine
     torchrun --nproc-per-node 2 sonarkit/train.py codec --size mini --bitext pairs.jsonl.gz --steps 2000
 
+    python sonarkit/train.py sonar-llm --size 900M --plan --gpus 1 8 --gpu H100
+
 FAMILY is codec or sonar-llm; --size names the recipe, every field of which is an option (--help lists them).
-A run that was stopped goes on when the same command is given again.
+A run that was stopped goes on when the same command is given again. With --plan nothing is trained: parameters, memory a GPU,
+FLOPs and days are printed instead, for a store that may not be there yet (TinyStories' size is taken for it); --gpus, --gpu
+(A100, H100, H200, B200 or cpu), --gpu-memory-gb and --mfu say on what.
 """
 
 from __future__ import annotations
@@ -16,30 +20,37 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dataclasses import dataclass, replace  # noqa: E402
+
 import torch  # noqa: E402
 import tyro  # noqa: E402
 
 from sonarkit import recipes  # noqa: E402
 from sonarkit.codec.pipeline import SHIPPED, Sonar  # noqa: E402
+from sonarkit.codec.published import PUBLISHED  # noqa: E402
 from sonarkit.core import config as configs  # noqa: E402
 from sonarkit.core.distributed import World, barrier, print0, start, stop  # noqa: E402
 from sonarkit.core.errors import user_errors  # noqa: E402
 from sonarkit.evaluation.codec import codec_report  # noqa: E402
 from sonarkit.evaluation.stories import story_report  # noqa: E402
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig  # noqa: E402
-from sonarkit.recipes import CodecRun, SonarLLMRun  # noqa: E402
+from sonarkit.recipes import CodecRun, MixturePart, SonarLLMRun  # noqa: E402
 from sonarkit.store.reader import Store  # noqa: E402
 from sonarkit.text import storyworld  # noqa: E402
 from sonarkit.text.bitext import held_out, read_aligned  # noqa: E402
 from sonarkit.text.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
 from sonarkit.training.codec_task import CodecTask, Row, Source  # noqa: E402
-from sonarkit.training.concept_task import ConceptTask  # noqa: E402
+from sonarkit.training.concept_task import ConceptTask, LossOptions  # noqa: E402
 from sonarkit.training.loop import Evaluation, train  # noqa: E402
+from sonarkit.training.plan import TINY_STORIES, CorpusSize, codec_shape, plan  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     with user_errors():
+        if "--plan" in arguments:
+            print(dry_run([argument for argument in arguments if argument != "--plan"]))
+            return
         run = parse(arguments)
         world = start()
         try:
@@ -67,25 +78,90 @@ def parse(arguments: list[str]) -> CodecRun | SonarLLMRun:
     return tyro.cli(type(base), prog=prog, args=rest, default=base, config=(tyro.conf.OmitArgPrefixes,))
 
 
+@dataclass(frozen=True)
+class Machine:
+    """On what a dry run should be planned."""
+
+    gpus: tuple[int, ...] = (1, 8)
+    gpu: str = "H100"
+    gpu_memory_gb: float | None = None
+    mfu: float = 0.4
+
+
+def dry_run(arguments: list[str]) -> str:
+    """What the run of this command would take, as a table; nothing is allocated, loaded or downloaded."""
+    machine, rest = tyro.cli(Machine, args=arguments, return_unknown_args=True, add_help=False)
+    run = parse(rest)
+    if isinstance(run, CodecRun):
+        raise ValueError("--plan is for sonar-llm; a codec's run is not planned yet")
+    parts = run.mixture or (MixturePart(run.data),)
+    sizes = [CorpusSize.of(Store(part.store).manifest) for part in parts if (Path(part.store) / "manifest.json").is_file()]
+    corpus = sum_of(sizes) if sizes else TINY_STORIES
+    settings = run.train
+    if run.epochs is not None:
+        settings = replace(settings, steps=recipes.steps_of(run.epochs, corpus.documents, run.batches.documents_per_step))
+    found = plan(
+        run.backbone,
+        run.batches,
+        settings,
+        codec_shape(run.codec),
+        corpus,
+        gpus=machine.gpus,
+        device=machine.gpu,
+        device_memory=machine.gpu_memory_gb and machine.gpu_memory_gb * 1e9,
+        mfu=machine.mfu,
+        train_decoder=run.train_decoder,
+        shard_decoder=run.shard_decoder,
+        checkpointing=run.activation_checkpointing,
+    )
+    return found.table()
+
+
+def sum_of(sizes: list[CorpusSize]) -> CorpusSize:
+    """Several stores as one corpus."""
+    documents, sentences, pieces = (sum(getattr(size, what) for size in sizes) for what in ("documents", "sentences", "pieces"))
+    return CorpusSize(documents, sentences, pieces, sizes[0].end_pieces, ", ".join(size.name for size in sizes))
+
+
 def train_sonar_llm(run: SonarLLMRun, world: World) -> Evaluation:
-    """Train a SONAR-LLM on the store `run.data`."""
+    """Train a SONAR-LLM on the store `run.data`, or on those of `run.mixture`."""
     sonar = Sonar.from_pretrained(run.codec)
-    stores = [Store(folder, sonar.fingerprint()) for folder in (run.data, run.valid)]
+    fingerprint = sonar.fingerprint()
+    parts = run.mixture or (MixturePart(run.data),)
+    stores, valid = [Store(part.store, fingerprint) for part in parts], Store(run.valid, fingerprint)
+    weights = [part.weight * len(store) for part, store in zip(parts, stores)]
+    documents = sum(map(len, stores))
+    settings = run.train
+    if run.epochs is not None:
+        settings = replace(settings, steps=recipes.steps_of(run.epochs, documents, run.batches.documents_per_step))
     torch.manual_seed(run.train.seed)
-    codec = run.codec if run.codec in SHIPPED else str(Path(run.codec).resolve())  # to be found from any folder
-    config = SonarLLMConfig(run.backbone, sonar.config.width, codec, sonar.fingerprint())
+    codec = run.codec if run.codec in (*SHIPPED, *PUBLISHED) else str(Path(run.codec).resolve())  # to be found from any folder
+    config = SonarLLMConfig(run.backbone, sonar.config.width, codec, fingerprint, run.train_decoder)
     model = SonarLLM(config, sonar) if not run.init else _begun(run.init, config, sonar)
+    model.use(activation_checkpointing=run.activation_checkpointing, compile=run.compile)
     print0(
         world,
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(stores[0])} documents, {world.size} rank(s)",
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {documents} documents, "
+        f"{settings.steps} steps, {world.size} rank(s)",
     )
-    openings = [" ".join(stores[1][i].texts[:2]) for i in range(min(8, len(stores[1])))]
+    openings = [" ".join(valid[i].texts[:2]) for i in range(min(8, len(valid)))]
 
     def samples(model: SonarLLM) -> Evaluation:
-        stories = model.generate(openings, stores[1].lang, beam_size=1)
+        stories = model.generate(openings, valid.lang, beam_size=1)
         return {**story_report(stories), "sample": stories[0].text}
 
-    return train(ConceptTask(model, stores[0], stores[1], run.batches, run.train.seed, samples), run.train, world)
+    task = ConceptTask(
+        model,
+        stores,
+        valid,
+        run.batches,
+        settings.seed,
+        samples,
+        weights=weights,
+        options=LossOptions(run.as_published, run.context_noise),
+        shard_decoder=run.shard_decoder,
+    )
+    return train(task, settings, world)
 
 
 def _begun(name: str, config: SonarLLMConfig, sonar: Sonar) -> SonarLLM:

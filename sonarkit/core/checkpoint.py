@@ -1,8 +1,10 @@
 """Writing weights and training states so that a crash, a full disk or a flipped bit never costs the last good copy.
 
-A training checkpoint is a folder `step-00001000/` with `model.safetensors`, `trainer.pt` (optimizer, sampler's
-position, random states of rank 0), `trainer-rank1.pt` and so on (random states of the other ranks), `config.json`
-and `checksums.json`. It is written under a temporary name and renamed when it is whole.
+A training checkpoint is a folder `step-00001000/`: `state/` holds weights and optimizer in shards
+(`torch.distributed.checkpoint`: any number of ranks can read what any number wrote), `trainer.pt` what rank 0 knows beside
+them (step, sampler's position, random states), `trainer-rank1.pt` and so on the random states of the others, `config.json`
+the run's configuration, `checksums.json` a SHA-256 of each file. It is written in the background under a temporary name and
+renamed when it is whole. Ranks on several machines need one file system.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,10 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from sonarkit.core.distributed import World, barrier
 
 # ---------------------------------------------------------------------- single files
 
@@ -77,12 +85,6 @@ def assign(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     module.load_state_dict(tensors, assign=True)
 
 
-def assign_in_place(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Copy `tensors` into the weights of `module`, which an optimizer may already hold. ValueError as in `assign`."""
-    _check_fit(module, tensors, source)
-    module.load_state_dict(tensors)
-
-
 def _check_fit(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     wanted = module.state_dict()
     missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
@@ -99,56 +101,108 @@ def _check_fit(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> N
 # ---------------------------------------------------------------------- training checkpoints
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """What `load` found. `trainer_states` has one entry per rank of the run that saved it."""
+class Checkpoints:
+    """Writes the checkpoints of a run in the background, all ranks together; keeps the newest `keep`."""
 
-    model_state: dict[str, Tensor]
-    trainer_states: list[dict[str, Any]]
-    config: dict[str, Any]
+    def __init__(self, folder: Path, world: World, keep: int = 2) -> None:
+        self.folder, self.world, self.keep = folder, world, keep
+        # a group of its own: it talks while training does
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._worker = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
 
+    def save(self, step: int, state: dict[str, Any], trainer: dict[str, Any], config: dict[str, Any]) -> None:
+        """Copy `state` (tensors, DTensors, numbers) aside and begin to write it; training may go on at once.
 
-def save(
-    folder: Path,
-    step: int,
-    model_state: dict[str, Tensor],
-    trainer_states: list[dict[str, Any]],
-    config: dict[str, Any],
-    keep: int = 2,
-) -> Path:
-    """Write the checkpoint of `step` (one process does it for all) and delete all but the newest `keep`.
+        `trainer` is this rank's own. Waits for the save before it. Raises OSError as `wait` does.
+        """
+        self.wait()
+        temporary = self.folder / f"step-{step:08d}.tmp"
+        with self._told(step):
+            if self.world.rank == 0:
+                for stale in self.folder.glob("step-*.tmp"):  # a killed run's
+                    shutil.rmtree(stale)
+                temporary.mkdir(parents=True)
+            barrier(self.world)
+            _write_trainer(temporary / _trainer_file(self.world.rank), trainer)
+            if self.world.rank == 0:
+                (temporary / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+            written = distributed_checkpoint().async_save(
+                state, checkpoint_id=temporary / "state", process_group=self._group, no_dist=self.world.size == 1
+            )
+        self._pending = self._worker.submit(self._finish, step, temporary, written)
 
-    Raises OSError that says what was kept: a checkpoint that could not be written leaves the older ones alone.
-    """
-    target, temporary = folder / f"step-{step:08d}", folder / f"step-{step:08d}.tmp"
-    try:
-        for stale in folder.glob("step-*.tmp"):  # a killed run's
-            shutil.rmtree(stale)
-        temporary.mkdir(parents=True)
-        tensors = {key: value.detach().cpu().contiguous() for key, value in model_state.items()}
-        safetensors.torch.save_file(tensors, temporary / "model.safetensors")
-        for rank, state in enumerate(trainer_states):
-            _write_trainer(temporary / _trainer_file(rank), state)
-        (temporary / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-        sums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+    def _finish(self, step: int, temporary: Path, written: Future[Any]) -> None:
+        """In the background: when all shards are there, rank 0 makes the checkpoint whole."""
+        with self._told(step):
+            try:
+                written.result()
+            except distributed_checkpoint().api.CheckpointException as error:
+                raise OSError(_cause(error)) from error
+            if self.world.rank == 0:
+                self._make_whole(temporary, temporary.with_suffix(""))
+
+    def _make_whole(self, temporary: Path, target: Path) -> None:
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        sums = {str(file.relative_to(temporary)): _sha256(file) for file in files}
         (temporary / "checksums.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
-        for path in [*temporary.iterdir(), temporary]:
+        for path in [*files, temporary / "checksums.json", temporary / "state", temporary]:
             _sync(path)
         if target.exists():  # without checksums, else the run would have gone on from it
             shutil.rmtree(target)
         os.replace(temporary, target)
-        _sync(folder)
-    except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        last = latest(folder)
-        kept = f"{last.name} is kept" if last else "there is no older one"
-        raise OSError(
-            f"could not save the checkpoint of step {step} in {folder} ({error}); {kept}. "
-            "Free space and run the same command again"
-        ) from error
-    for old in _finished(folder)[:-keep]:
-        shutil.rmtree(old.rename(old.with_name(f"{old.name}.tmp")))  # never half there under its own name
-    return target
+        _sync(self.folder)
+        for old in _finished(self.folder)[: -self.keep]:
+            shutil.rmtree(old.rename(old.with_name(f"{old.name}.tmp")))  # never half there under its own name
+
+    @contextmanager
+    def _told(self, step: int) -> Iterator[None]:
+        """An error of writing says which checkpoint was not written and which one is kept; nothing half stays."""
+        try:
+            yield
+        except OSError as error:
+            shutil.rmtree(self.folder / f"step-{step:08d}.tmp", ignore_errors=True)
+            last = latest(self.folder)
+            kept = f"{last.name} is kept" if last else "there is no older one"
+            raise OSError(
+                f"could not save the checkpoint of step {step} in {self.folder} ({error}); {kept}. "
+                "Free space and run the same command again"
+            ) from error
+
+    def check(self) -> None:
+        """Raise now what went wrong in the background, if anything did; never waits."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is whole, on every rank. OSError says what was kept when it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for the last checkpoint, after an error as well."""
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+
+
+def distributed_checkpoint() -> Any:
+    """torch.distributed.checkpoint, imported when it is needed: it takes a second that no story should wait for."""
+    from torch.distributed import checkpoint
+
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process, as intended
+    return checkpoint
+
+
+def _cause(error: Any) -> str:
+    """What went wrong on the first rank where it did, out of a CheckpointException (which is no Exception)."""
+    rank, (cause, _) = next(iter(error.failures.items()))
+    return f"rank {rank}: {' '.join(str(cause).split())}"
 
 
 def _trainer_file(rank: int) -> str:
@@ -177,20 +231,40 @@ def latest(folder: Path) -> Path | None:
     return finished[-1] if finished else None
 
 
-def load(path: Path) -> Checkpoint:
-    """Read the checkpoint in folder `path`, onto the CPU.
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was found whole. `trainer_states` has one entry per rank of the run that saved it."""
 
-    Raises FileNotFoundError when there is none, ValueError naming the file that is missing, damaged or foreign.
+    path: Path
+    trainer_states: list[dict[str, Any]]
+    config: dict[str, Any]
+
+    def load_into(self, state: dict[str, Any], world: World) -> None:
+        """Fill the tensors of `state`, whole or sharded, with those saved; what is no tensor is replaced.
+
+        Raises ValueError naming what is missing or of another shape.
+        """
+        try:
+            distributed_checkpoint().load(state, checkpoint_id=self.path / "state", no_dist=world.size == 1)
+        except distributed_checkpoint().api.CheckpointException as error:
+            raise ValueError(f"the weights or the optimizer in {self.path} do not fit this run: {_cause(error)}") from error
+
+
+def read(path: Path, verify: bool = True) -> Saved:
+    """What the checkpoint in folder `path` says, onto the CPU; weights and optimizer are read by `load_into`.
+
+    Raises FileNotFoundError when there is none, ValueError naming the file that is missing, damaged or foreign; `verify`
+    reads every file for that (one rank is enough).
     """
     if not (path / "checksums.json").is_file():
         raise FileNotFoundError(f"{path} holds no checksums.json, so no finished checkpoint; pass a folder like step-00001000")
     advice = f"delete {path} to resume from the checkpoint before it"
     try:
         sums: dict[str, str] = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
-        unsound = [name for name, sha in sums.items() if not (path / name).is_file() or _sha256(path / name) != sha]
+        unsound = [name for name, sha in sums.items() if not (path / name).is_file() or (verify and _sha256(path / name) != sha)]
     except (ValueError, AttributeError) as error:  # no JSON, or JSON of another shape
         raise ValueError(f"{path / 'checksums.json'} is damaged ({error}); {advice}") from error
-    lacking = {"model.safetensors", _trainer_file(0), "config.json"} - set(sums)
+    lacking = {_trainer_file(0), "config.json", "state/.metadata"} - set(sums)
     if unsound or lacking:
         raise ValueError(f"{path / sorted([*unsound, *lacking])[0]} is missing or damaged (its checksum is off); {advice}")
     ranks = sum(name.startswith("trainer") for name in sums)
@@ -199,5 +273,4 @@ def load(path: Path) -> Checkpoint:
         states = [torch.load(path / _trainer_file(r), map_location="cpu", weights_only=True) for r in range(ranks)]
     except (RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(f"a trainer state in {path} was not written by sonarkit ({error}); {advice}") from error
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    return Checkpoint(read_safetensors(path / "model.safetensors"), states, config)
+    return Saved(path, states, json.loads((path / "config.json").read_text(encoding="utf-8")))

@@ -10,9 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
 
-BUCKET_BYTES = 32 << 20
 PATIENCE = timedelta(hours=2)  # rank 0 may evaluate alone for long; torchrun itself ends the others when a rank dies
 
 
@@ -43,11 +42,19 @@ def start(device: str = "auto") -> World:
             raise ValueError(f"device {chosen} is not there (this machine has {here} GPUs); use fewer ranks or --device cpu")
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():
-        if chosen.type == "cuda":
-            dist.init_process_group("nccl", timeout=PATIENCE, device_id=chosen)
-        else:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+        # gloo beside NCCL, for what lies on the CPU: checkpoints are written from there
+        backend, device_id = ("cpu:gloo,cuda:nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
+        dist.init_process_group(
+            backend, timeout=PATIENCE, store=_store(rank, size), rank=rank, world_size=size, device_id=device_id
+        )
     return World(rank, size, local_rank, chosen)
+
+
+def _store(rank: int, size: int) -> dist.Store:
+    """torchrun's store, under this attempt's name: the ranks that `--max-restarts` starts again would find the addresses of
+    the dead in it (torch 2.9 to 2.13)."""
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=PATIENCE))
+    return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -84,33 +91,50 @@ def sum_over_ranks(world: World, values: Tensor) -> Tensor:
     return summed.to(values.device)
 
 
-def broadcast_parameters(world: World, module: nn.Module) -> None:
+# ---------------------------------------------------------------------- one model on many ranks
+
+
+def replicate(world: World, learner: nn.Module) -> nn.Module:
+    """`learner` under DDP: every rank begins with rank 0's weights, and a backward pass sums the gradients over ranks,
+    in buckets while it runs. (A sum, not DDP's mean: the loop divides once, by what all ranks counted.)"""
+    if world.size == 1:
+        return learner
+    device_ids = [world.device.index] if world.device.type == "cuda" else None
+    wrapped = DistributedDataParallel(learner, device_ids, gradient_as_bucket_view=True)
+    wrapped.register_comm_hook(None, _sum_bucket)
+    return wrapped
+
+
+def _sum_bucket(_, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+def shard(
+    world: World, model: nn.Module, methods: Iterable[str], layers: Iterable[nn.Module], layer_methods: Iterable[str]
+) -> None:
+    """`model` under FSDP2: each rank holds its part of every weight, gradient and optimizer state.
+
+    A layer's weights are gathered while it runs, and those outside `layers` while the model does. `methods` and
+    `layer_methods` are what else than `forward` needs the weights; all ranks must call them equally often. A backward pass
+    leaves the mean over ranks of the gradients, not their sum. Weights begin as rank 0's.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # half a second that no story should wait for
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    broadcast_weights(world, model)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+        for name in layer_methods:
+            register_fsdp_forward_method(layer, name)
+    fully_shard(model, mesh=mesh)
+    for name in methods:
+        register_fsdp_forward_method(model, name)
+
+
+def broadcast_weights(world: World, module: nn.Module) -> None:
     """Give every rank rank 0's parameters and buffers, so that unlike seeds cannot make ranks train apart."""
     if world.size > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, src=0)
-
-
-def sum_gradients(world: World, parameters: Iterable[Parameter]) -> None:
-    """Replace every gradient by its sum over all ranks, in place, in flat buckets.
-
-    A parameter without a gradient gets zeros, on one rank as on many: the optimizer then treats it alike.
-    """
-    bucket: list[Tensor] = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
-        if sum(grad.nbytes for grad in bucket) >= BUCKET_BYTES:
-            _sum_bucket(world, bucket)
-            bucket = []
-    _sum_bucket(world, bucket)
-
-
-def _sum_bucket(world: World, grads: list[Tensor]) -> None:
-    if world.size == 1 or not grads:
-        return
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
-    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads])):
-        grad.copy_(part.view_as(grad))

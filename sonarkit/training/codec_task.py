@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sonarkit.codec.objectives import ObjectiveConfig, PairBatch, pair_loss
 from sonarkit.codec.pipeline import Sonar
@@ -99,7 +99,17 @@ class CodecTask:
         self.sonar.train()
         return results
 
-    def save_pretrained(self, folder: Path) -> None:
+    def cost(self, batch: PairBatch) -> dict[str, float]:
+        return {"sentences": float(len(batch.sources))}
+
+    def describe(self, batch: PairBatch) -> list[str]:
+        texts = [self.sonar.tokenizer.decode(ids) for ids in batch.sources]
+        return texts[: len(texts) // 2]  # the first sides of the pairs
+
+    def shard(self, world: World) -> None:
+        raise ValueError('a codec trains with --parallel ddp: at 1.5e9 parameters it fits a GPU whole; "fsdp" is for SONAR-LLM')
+
+    def save_pretrained(self, folder: Path, weights: dict[str, Tensor]) -> None:
         self.sonar.save_pretrained(folder)
 
     def config(self) -> dict[str, Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sonarkit.core.config import to_dict
-from sonarkit.core.distributed import World, sum_over_ranks
+from sonarkit.core.distributed import World, shard, sum_over_ranks
 from sonarkit.core.loss import LossSum
+from sonarkit.models.flops import training_flops
 from sonarkit.models.sonar_llm import SonarLLM
-from sonarkit.store.batches import DocumentBatches
+from sonarkit.store.batches import DocumentBatches, Source
 from sonarkit.store.reader import Document, Store
 
 
@@ -28,25 +29,40 @@ class ConceptDataConfig:
     max_tokens: int = 256
 
 
-class ConceptTask:
-    """What the training loop needs to train a concept model on `train`, judged on `valid`.
+@dataclass(frozen=True)
+class LossOptions:
+    """What may be added to the loss in training; the evaluation is always the plain one."""
 
-    `samples(model)` may add results to each evaluation (rank 0 only): numbers, and texts such as a sample story.
+    as_published: bool = False
+    context_noise: float = 0.0
+
+
+class ConceptTask:
+    """What the training loop needs to train a concept model on the stores in `train`, judged on `valid`.
+
+    `weights` are the shares of the documents of a step that each store gives, by default in proportion to their documents.
+    `samples(model)` may add results to each evaluation: numbers, and texts such as a sample story.
     """
 
     def __init__(
         self,
         model: SonarLLM,
-        train: Store,
+        train: Sequence[Store],
         valid: Store,
         data: ConceptDataConfig,
         seed: int,
         samples: Callable[[SonarLLM], Mapping[str, float | str]] = lambda model: {},
+        *,
+        weights: Sequence[float] | None = None,
+        options: LossOptions = LossOptions(),
+        shard_decoder: bool = False,
     ) -> None:
-        for store in (train, valid):
+        for store in (*train, valid):
             if store.width != model.config.embedding:
                 raise ValueError(f"{store.folder} has vectors of width {store.width}, the model reads {model.config.embedding}")
-        self.concept_model, self.train, self.valid, self.data, self.seed, self.samples = model, train, valid, data, seed, samples
+        self.concept_model, self.train, self.valid, self.data, self.seed = model, list(train), valid, data, seed
+        self.samples, self.options, self.shard_decoder, self._sharded = samples, options, shard_decoder, False
+        self.weights = list(weights) if weights else [len(store) for store in train]
 
     @property
     def model(self) -> nn.Module:
@@ -59,39 +75,63 @@ class ConceptTask:
 
     def batches(self, rank: int, size: int) -> DocumentBatches:
         data = self.data
-        return DocumentBatches(
-            len(self.train), self._load(self.train), data.documents_per_step, data.micro_tokens, self.seed, rank, size
-        )
+        sources = [
+            Source(store.document_tokens(data.max_sentences, data.max_tokens), self._load(store), weight, str(store.folder))
+            for store, weight in zip(self.train, self.weights, strict=True)
+        ]
+        return DocumentBatches(sources, data.documents_per_step, data.micro_tokens, self.seed, rank, size)
 
     def loss(self, batch: list[Document]) -> LossSum:
-        return self.concept_model.loss(batch)
+        return self.concept_model.loss(batch, self.options.as_published, self.options.context_noise)
+
+    def cost(self, batch: list[Document]) -> dict[str, float]:
+        sentences = sum(len(document.targets) - 1 for document in batch)
+        return {"sentences": float(sentences), "flops": float(training_flops(self.concept_model, batch))}
+
+    def describe(self, batch: list[Document]) -> list[str]:
+        return [document.source for document in batch]
+
+    def shard(self, world: World) -> None:
+        """FSDP2 over the backbone's layers; the frozen decoder lies whole on each rank, or in parts, too."""
+        model = self.concept_model
+        shard(world, model, ("loss", "advance"), model.backbone.layers, ("extend",))
+        if self.shard_decoder:
+            decoder = model.sonar.decoder
+            shard(world, decoder, ("token_losses", "start", "step"), decoder.layers, ("step",))
+        self._sharded = True
 
     @torch.no_grad()
     def evaluate(self, world: World) -> dict[str, float | str]:
-        """Loss over the whole validation store, shared by the ranks: sums, divided once."""
+        """Loss over the whole validation store, shared by the ranks: sums, divided once.
+
+        Every rank takes as many batches: one that has no document left repeats one and does not count it.
+        """
         self.concept_model.eval()
         load, sums = self._load(self.valid), torch.zeros(4, dtype=torch.float64)
         mine = range(world.rank, len(self.valid), world.size)
-        for start in range(0, len(mine), 32):
-            loss = self.concept_model.loss([load(i) for i in mine[start : start + 32]])
+        for start in range(0, -(-len(self.valid) // world.size), 32):
+            indices = mine[start : start + 32]
+            loss = self.concept_model.loss([load(i) for i in indices or [0]])
             bits, text_bytes = loss.parts["bits_per_byte"]
-            sums += torch.tensor([float(loss.total), loss.count, float(bits), text_bytes], dtype=torch.float64)
+            if indices:
+                sums += torch.tensor([float(loss.total), loss.count, float(bits), text_bytes], dtype=torch.float64)
         nats, tokens, bits, text_bytes = sum_over_ranks(world, sums).tolist()
         results: dict[str, float | str] = {"loss_nats_per_token": nats / tokens, "bits_per_byte": bits / text_bytes}
-        if world.rank == 0:
+        if world.rank == 0 or self._sharded:  # in parts it takes all ranks to tell a story
             results |= self.samples(self.concept_model)
         self.concept_model.train()
         return results
 
-    def save_pretrained(self, folder: Path) -> None:
-        self.concept_model.save_pretrained(folder)
+    def save_pretrained(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        self.concept_model.save_pretrained(folder, weights=weights)
 
     def config(self) -> dict[str, Any]:
-        store = {key: self.train.manifest[key] for key in ("corpus", "lang", "codec_fingerprint", "documents", "tokens")}
+        kept = ("corpus", "lang", "codec_fingerprint", "documents", "tokens")
         return {
             "task": "sonar-llm",
             "model": to_dict(self.concept_model.config),
             "data": to_dict(self.data),
+            "options": to_dict(self.options),
             "seed": self.seed,
-            "store": store,
+            "stores": [{**{key: store.manifest[key] for key in kept}, "weight": w} for store, w in zip(self.train, self.weights)],
         }

@@ -110,6 +110,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]  # an empty one would keep the state from being saved by name
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     matrices = [p for p in parameters if id(p) in linear]
     if not matrices:

@@ -113,8 +113,16 @@ def test_a_corpus_that_cannot_be_read_is_refused(codec: Path, tmp_path: Path, re
 
 def training(stores: Stores, codec: Path, out: Path, **options: Any) -> list[Any]:
     """The arguments of a tiny SONAR-LLM run of 60 steps that logs every one."""
-    options = {"steps": 60, "documents_per_step": 8, "micro_tokens": 700, "warmup_steps": 2, "log_every": 1, **options}
-    options |= {"data": stores[0], "valid": stores[1], "codec": codec, "out": out, "save_every": 10}
+    options = {
+        "steps": 60,
+        "documents_per_step": 8,
+        "micro_tokens": 1400,
+        "warmup_steps": 2,
+        "log_every": 1,
+        "save_every": 10,
+        **options,
+    }
+    options |= {"data": stores[0], "valid": stores[1], "codec": codec, "out": out}
     flags = [part for name, value in options.items() for part in ("--" + name.replace("_", "-"), value)]
     return ["sonar-llm", "--size", "mini", *TINY, *flags]
 
@@ -178,6 +186,33 @@ def test_two_ranks_go_on_after_one_was_killed(two_ranks: Path, stores: Stores, c
         assert process.returncode != 0 and not (out / "final").exists()
     again = run(command)
     assert again.returncode == 0 and "resumed" in again.stdout, again
+    assert losses(out) == losses(two_ranks)
+
+
+def test_torchrun_starts_the_ranks_again_when_one_died(two_ranks: Path, stores: Stores, codec: Path, tmp_path: Path) -> None:
+    """`--max-restarts`: nobody needs to give the command again."""
+    out = tmp_path / "run"
+    command = torchrun(2, "train.py", *training(stores, codec, out))
+    command[2:2] = ["--max-restarts", 1]
+    with started(command) as process:
+        wait_for(lambda: (out / "step-00000020").is_dir(), process)
+        os.kill(children(process)[-1], signal.SIGKILL)
+        printed, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    assert re.search(r"resumed .* from step \d0 of 60", printed) and "finished after" in printed
+    assert losses(out) == losses(two_ranks)
+
+
+def test_a_scheduler_that_stops_the_run_loses_nothing(two_ranks: Path, stores: Stores, codec: Path, tmp_path: Path) -> None:
+    """SIGTERM to torchrun reaches the ranks, which finish the step, save and say so."""
+    out = tmp_path / "run"
+    command = torchrun(2, "train.py", *training(stores, codec, out, save_every=0))
+    with started(command) as process:
+        wait_for(lambda: (out / "metrics.jsonl").is_file() and len(losses(out)) > 5, process)
+        process.terminate()
+        printed, _ = process.communicate(timeout=PATIENCE)
+    assert re.search(r"stopped after step \d+ of 60; the same command goes on from there", printed)
+    assert run(command).returncode == 0
     assert losses(out) == losses(two_ranks)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from sonarkit.core import checkpoint
+from sonarkit.core.distributed import World
 
 WEIGHTS = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.ones(3, dtype=torch.float16)}
-STATES: list[dict[str, Any]] = [{"step": 7, "random": torch.arange(4)}, {"random": torch.arange(5)}]
+ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
-def save(folder: Path, step: int, keep: int = 2, weights: dict[str, Tensor] = WEIGHTS) -> Path:
-    return checkpoint.save(folder, step, weights, STATES, {"lr": 0.1}, keep)
+def save(folder: Path, step: int, keep: int = 2, weights: dict[str, Tensor] = WEIGHTS, **trainer: Any) -> Path:
+    with checkpoint.Checkpoints(folder, ALONE, keep) as checkpoints:
+        state = {"model": dict(weights), "optimizer": {"lr": 0.1 * step}}
+        checkpoints.save(step, state, {"step": step, "random": torch.arange(4), **trainer}, {"lr": 0.1})
+    return folder / f"step-{step:08d}"
+
+
+def load(path: Path) -> dict[str, Any]:
+    state = {"model": {key: torch.zeros_like(value) for key, value in WEIGHTS.items()}, "optimizer": {"lr": 0.0}}
+    checkpoint.read(path).load_into(state, ALONE)
+    return state
 
 
 def flip_a_bit(path: Path) -> None:
@@ -48,19 +59,25 @@ def files_of_at_most(limit: int) -> Iterator[None]:
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     path = save(tmp_path, 1000)
     assert path.name == "step-00001000"
-    assert {file.name for file in path.iterdir()} == {
-        "model.safetensors",
-        "trainer.pt",
-        "trainer-rank1.pt",
-        "config.json",
-        "checksums.json",
-    }
-    found = checkpoint.load(path)
-    assert all(torch.equal(found.model_state[key], value) for key, value in WEIGHTS.items())
-    assert found.model_state["bias"].dtype == torch.float16
-    assert found.trainer_states[0]["step"] == 7
-    assert torch.equal(found.trainer_states[1]["random"], torch.arange(5))
+    assert {file.name for file in path.iterdir()} == {"state", "trainer.pt", "config.json", "checksums.json"}
+    state, found = load(path), checkpoint.read(path)
+    assert all(torch.equal(state["model"][key], value) for key, value in WEIGHTS.items())
+    assert state["optimizer"]["lr"] == 0.1 * 1000
+    assert found.trainer_states[0]["step"] == 1000
+    assert torch.equal(found.trainer_states[0]["random"], torch.arange(4))
     assert found.config == {"lr": 0.1}
+
+
+def test_what_is_written_is_what_was_when_save_was_called(tmp_path: Path) -> None:
+    weight = torch.zeros(1_000_000)
+    with checkpoint.Checkpoints(tmp_path, ALONE) as checkpoints:
+        checkpoints.save(1, {"model": {"weight": weight}}, {}, {})
+        weight += 1  # training goes on while the file is written
+        checkpoints.save(2, {"model": {"weight": weight}}, {}, {})
+    for step, value in ((1, 0.0), (2, 1.0)):
+        state = {"model": {"weight": torch.full((1_000_000,), 9.0)}}
+        checkpoint.read(tmp_path / f"step-{step:08d}").load_into(state, ALONE)
+        assert state["model"]["weight"].unique().tolist() == [value]
 
 
 def test_the_newest_are_kept_and_unfinished_ones_not_seen(tmp_path: Path) -> None:
@@ -76,14 +93,27 @@ def test_the_newest_are_kept_and_unfinished_ones_not_seen(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000100", "step-00000300"]
 
 
-@pytest.mark.parametrize("limit", [100, 300, 1000])  # in the weights, in rank 0's state, in the big state
-def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    """In a shard, in the trainer's state."""
     save(tmp_path, 1)
-    big = [{"step": 2, "optimizer": torch.zeros(10_000)}]
-    with files_of_at_most(limit), pytest.raises(OSError, match="could not save the checkpoint of step 2.*step-00000001 is kept"):
-        checkpoint.save(tmp_path, 2, WEIGHTS, big, {})
+    refused = pytest.raises(OSError, match="could not save the checkpoint of step 2.*step-00000001 is kept")
+    with files_of_at_most(20_000), refused:
+        save(tmp_path, 2, weights={"weight": torch.zeros(10_000)})
+    with files_of_at_most(20_000), pytest.raises(OSError, match="step-00000001 is kept"):
+        save(tmp_path, 2, big=torch.zeros(10_000))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert checkpoint.load(tmp_path / "step-00000001").trainer_states[0]["step"] == 7
+    assert load(tmp_path / "step-00000001")["optimizer"]["lr"] == 0.1
+
+
+def test_a_failure_in_the_background_is_told_without_waiting_for_the_next_save(tmp_path: Path) -> None:
+    checkpoints = checkpoint.Checkpoints(tmp_path, ALONE)
+    with files_of_at_most(20_000):
+        checkpoints.save(2, {"model": {"weight": torch.zeros(10_000)}}, {}, {})
+        deadline = time.monotonic() + 60
+        with pytest.raises(OSError, match="there is no older one"):
+            while time.monotonic() < deadline:
+                checkpoints.check()
+    checkpoints.check()  # told once
 
 
 def test_a_full_disk_at_the_first_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,15 +126,15 @@ def test_a_full_disk_at_the_first_checkpoint_says_so(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "trainer.pt", "trainer-rank1.pt", "config.json"])
+@pytest.mark.parametrize("name", ["state/__0_0.distcp", "state/.metadata", "trainer.pt", "config.json"])
 def test_a_flipped_bit_or_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, 1)
     flip_a_bit(path / name)
     with pytest.raises(ValueError, match=f"{name} is missing or damaged.*delete"):
-        checkpoint.load(path)
+        checkpoint.read(path)
     (path / name).unlink()
     with pytest.raises(ValueError, match=f"{name} is missing or damaged"):
-        checkpoint.load(path)
+        checkpoint.read(path, verify=False)
 
 
 def test_damaged_checksums_a_foreign_state_and_no_checkpoint_are_named(tmp_path: Path) -> None:
@@ -114,13 +144,20 @@ def test_damaged_checksums_a_foreign_state_and_no_checkpoint_are_named(tmp_path:
     sums["trainer.pt"] = checkpoint._sha256(path / "trainer.pt")
     (path / "checksums.json").write_text(json.dumps(sums))
     with pytest.raises(ValueError, match="not written by sonarkit"):
-        checkpoint.load(path)
+        checkpoint.read(path)
     for broken in ("{", "[]", "{}"):
         (path / "checksums.json").write_text(broken)
         with pytest.raises(ValueError, match="delete"):
-            checkpoint.load(path)
+            checkpoint.read(path)
     with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
-        checkpoint.load(tmp_path / "step-00000002")
+        checkpoint.read(tmp_path / "step-00000002")
+
+
+@pytest.mark.parametrize("state", [{"model": {"other": torch.zeros(1)}}, {"model": {"weight": torch.zeros(2, 2)}}])
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, state: dict[str, Any]) -> None:
+    path = save(tmp_path, 1)
+    with pytest.raises(ValueError, match="do not fit this run: rank 0: .*(other|weight)"):
+        checkpoint.read(path).load_into(state, ALONE)
 
 
 # ---------------------------------------------------------------------- shipped weights
@@ -152,9 +189,8 @@ def test_a_full_disk_keeps_the_old_weights(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_are_named() -> None:
     tensors = {"weight": torch.zeros(2, 2), "extra": torch.zeros(1)}
-    for assign in (checkpoint.assign, checkpoint.assign_in_place):
-        with pytest.raises(ValueError, match=r"a Linear .*missing bias; unexpected extra; weight is \(2, 2\), expected \(3, 2\)"):
-            assign(nn.Linear(2, 3), tensors, Path("model.safetensors"))
+    with pytest.raises(ValueError, match=r"a Linear .*missing bias; unexpected extra; weight is \(2, 2\), expected \(3, 2\)"):
+        checkpoint.assign(nn.Linear(2, 3), tensors, Path("model.safetensors"))
 
 
 def test_assign_fills_a_module_on_the_meta_device_without_copying() -> None:

@@ -23,38 +23,31 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def gradients_of(rank: int) -> nn.Module:
-    """Five parameters in two types; rank 1 has no gradient for one of them, no rank has one for another."""
-    torch.manual_seed(0)
-    model = nn.ParameterList([nn.Parameter(torch.zeros(n)) for n in (3, 5, 7, 2)])
-    model.append(nn.Parameter(torch.zeros(4, dtype=torch.float64)))
-    for i, parameter in enumerate(model):
-        if i != 3 and not (i == 1 and rank == 1):
-            parameter.grad = torch.full_like(parameter, 10.0**rank * (i + 1))
-    return model
-
-
 def work(rank: int, port: int, out: str) -> None:
     """One rank's part; what it got goes to a file."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.BUCKET_BYTES = 40  # several buckets
     world = distributed.start("auto" if not torch.cuda.is_available() else "cpu")
     assert (world.rank, world.size, world.local_rank) == (rank, RANKS, rank)
     mine = torch.tensor([1.0, 10.0 * rank], dtype=torch.float64)
     summed = distributed.sum_over_ranks(world, mine)
     assert mine.tolist() == [1.0, 10.0 * rank]  # left alone
-    model = gradients_of(rank)
-    distributed.sum_gradients(world, model.parameters())
-    torch.manual_seed(rank)
     norm = nn.BatchNorm1d(2)
     with torch.no_grad():
         norm.weight += rank
         norm.running_mean += rank  # type: ignore[operator]
-    distributed.broadcast_parameters(world, norm)
+    distributed.broadcast_weights(world, norm)
+    torch.manual_seed(rank)
+    learner = distributed.replicate(world, nn.Linear(3, 1))
+    learner(torch.full((1, 3), 10.0**rank)).sum().backward()
     distributed.print0(world, "heard once")
     distributed.barrier(world)
-    got = {"sum": summed, "grads": [p.grad for p in model.parameters()], "norm": norm.state_dict()}
+    got = {
+        "sum": summed,
+        "grads": [p.grad for p in learner.parameters()],
+        "weights": learner.state_dict(),
+        "norm": norm.state_dict(),
+    }
     torch.save(got, Path(out) / f"{rank}.pt")
     distributed.stop()
 
@@ -64,8 +57,9 @@ def test_two_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for rank in range(RANKS):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert got["sum"].tolist() == [2.0, 10.0]
-        assert [grad[0].item() for grad in got["grads"]] == [11.0, 2.0, 33.0, 0.0, 55.0]
-        assert got["grads"][4].dtype == torch.float64
+        assert [grad.tolist() for grad in got["grads"]] == [[[11.0] * 3], [2.0]], "summed, not averaged"
+        torch.manual_seed(0)
+        assert torch.equal(got["weights"]["module.weight"], nn.Linear(3, 1).weight)
         assert torch.equal(got["norm"]["weight"], torch.ones(2))
         assert torch.equal(got["norm"]["running_mean"], torch.zeros(2))
     assert capfd.readouterr().out.count("heard once") == 1
@@ -75,10 +69,9 @@ def test_one_process_needs_no_group() -> None:
     world = distributed.start("cpu")
     assert world == World(0, 1, 0, torch.device("cpu"))
     assert distributed.sum_over_ranks(world, torch.ones(2)).tolist() == [1.0, 1.0]
-    model = gradients_of(0)
-    distributed.sum_gradients(world, model.parameters())
-    assert [p.grad[0].item() for p in model.parameters() if p.grad is not None] == [1.0, 2.0, 3.0, 0.0, 5.0]
-    distributed.broadcast_parameters(world, model)
+    model = nn.Linear(3, 1)
+    assert distributed.replicate(world, model) is model
+    distributed.broadcast_weights(world, model)
     distributed.barrier(world)
     distributed.stop()
 

@@ -5,9 +5,11 @@ As a script (`test_loop.py OUT`, also under torchrun) this file trains the toy.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sonarkit.core import checkpoint, distributed
+from sonarkit.core.config import fingerprint
 from sonarkit.core.distributed import World
 from sonarkit.core.loss import LossSum
 from sonarkit.training.loop import MOST_SKIPPED, TrainConfig, train
@@ -41,6 +44,10 @@ class ToyBatches:
     def __init__(self, micro_rows: int, rank: int, size: int) -> None:
         self.micro_rows, self.rank, self.size, self.step = micro_rows, rank, size, 0
 
+    def at(self, step: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        self.step = step
+        return next(self)
+
     def __next__(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(self.step)
         x = torch.randn(ROWS, WIDTH, generator=generator)
@@ -58,10 +65,13 @@ class ToyBatches:
 class ToyTask:
     """Linear regression behind dropout, with noise from all three generators, so that every random state matters."""
 
-    def __init__(self, *, noise: float = 0.3, micro_rows: int = 4, seed: int = 5, pause: float = 0.0) -> None:
+    def __init__(
+        self, *, noise: float = 0.3, micro_rows: int = 4, seed: int = 5, pause: float = 0.0, unused: bool = True
+    ) -> None:
         torch.manual_seed(seed)
         self.model = nn.Sequential(nn.Dropout(noise), nn.Linear(WIDTH, 4), nn.Tanh(), nn.Linear(4, 1))
-        self.model.register_parameter("unused", nn.Parameter(torch.ones(2, 2)))  # it never gets a gradient
+        if unused:  # DDP does not take it
+            self.model.register_parameter("unused", nn.Parameter(torch.ones(2, 2)))  # it never gets a gradient
         self.noise, self.micro_rows, self.pause = noise, micro_rows, pause
         self.bad_steps: set[int] = set()
         self.calls = 0
@@ -86,16 +96,25 @@ class ToyTask:
         norm = float(sum(p.norm() for p in self.model.parameters()))
         return {"norm": norm, "below_one": float(max(drawn) < 1), "sample": f"The norm is {norm:.9f}."}
 
-    def save_pretrained(self, folder: Path) -> None:
+    def cost(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
+        return {"sentences": float(len(batch[0])), "flops": 1e6}
+
+    def describe(self, batch: tuple[Tensor, Tensor, Tensor]) -> list[str]:
+        return [f"row {float(x):.3f}" for x in batch[1]]
+
+    def shard(self, world: World) -> None:
+        distributed.shard(world, self.model, ("forward",), [self.model[1], self.model[3]], ("forward",))
+
+    def save_pretrained(self, folder: Path, weights: dict[str, Tensor]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_safetensors(folder / "model.safetensors", dict(self.model.state_dict()), {})
+        checkpoint.write_safetensors(folder / "model.safetensors", weights, {})
 
     def config(self) -> dict[str, Any]:
         return {"task": "toy", "noise": self.noise, "shape": (WIDTH, 4)}
 
 
 def config(out: Path, **changes: Any) -> TrainConfig:
-    return replace(TrainConfig(out, steps=20, log_every=1, save_every=4, optimizer=OPTIMIZER), **changes)
+    return replace(TrainConfig(out, steps=20, log_every=1, save_every=4, tensorboard=False, optimizer=OPTIMIZER), **changes)
 
 
 def losses(out: Path) -> list[tuple[int, float, float]]:
@@ -129,9 +148,9 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------------- going on after an interruption
 
 
-def stop_at(step: int, how: Any) -> ToyTask:
+def stop_at(step: int, how: Any, unused: bool = True) -> ToyTask:
     """A task that calls `how` in its `step`-th micro-batch, as if from outside."""
-    task, loss = ToyTask(), ToyTask.loss
+    task, loss = ToyTask(unused=unused), ToyTask.loss
 
     def interrupted(batch: Any) -> LossSum:
         if task.calls == step:
@@ -224,7 +243,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(
         patch.setattr(checkpoint, "_write_trainer", full)
         with pytest.raises(OSError, match="No space left on device.*step-00000004 is kept"):
             train(ToyTask(), config(tmp_path), ALONE)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "step-00000004"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "run.json", "step-00000004"]
     train(ToyTask(), config(tmp_path), ALONE)
     assert_same_run(whole_run, tmp_path)
 
@@ -285,6 +304,9 @@ def test_metrics_and_console(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "tokens_per_s",
         "seconds_left",
         "peak_memory_gb",
+        "sentences_per_s",
+        "data_share",
+        "mfu",
     }
     assert records[0]["lr"] == learning_rate(7, 20, OPTIMIZER)
     assert records[0]["loss_mse"] == pytest.approx(2 * records[0]["loss_nats_per_token"])  # 24 tokens for 12 rows
@@ -306,14 +328,56 @@ def test_an_update_that_is_not_finite_is_skipped(tmp_path: Path, capsys: pytest.
     assert records[2]["loss_nats_per_token"] is None
     assert all(math.isfinite(r["loss_nats_per_token"]) for r in records if r is not records[2])
     assert all(torch.isfinite(value).all() for value in final(tmp_path).values())
-    assert "step 6: loss or gradient is not finite, update skipped (2 in a row)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"step 6: loss or gradient is not finite \(documents: row .*\), update skipped \(2 in a row\)", printed)
+    told = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+    assert [bad["step"] for bad in told] == [5, 6, 10]
+    rows = [row for batch in ToyBatches(12, 0, 1).at(5) for row in task.describe(batch)]
+    assert told[1]["documents"] == rows and len(rows) == ROWS
 
 
 def test_a_run_that_stays_not_finite_gives_up(tmp_path: Path) -> None:
     task = ToyTask(micro_rows=12)
     task.bad_steps = set(range(6, 100))
-    with pytest.raises(FloatingPointError, match=f"{MOST_SKIPPED} updates in a row.*up to step 16.*learning rate"):
+    with pytest.raises(FloatingPointError, match=f"step 16: .*{MOST_SKIPPED} updates in a row.*learning rate"):
         train(task, config(tmp_path), ALONE)
+
+
+def test_a_bad_step_may_end_the_run_which_goes_on_before_it(whole_run: Path, tmp_path: Path) -> None:
+    task = ToyTask()
+    task.bad_steps = {3 * 10}
+    with pytest.raises(FloatingPointError, match="step 11: loss or gradient is not finite .*the run stops.*are kept"):
+        train(task, config(tmp_path, bad_step="stop"), ALONE)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000008"
+    train(ToyTask(), config(tmp_path), ALONE)  # bad data mended
+    assert_same_run(whole_run, tmp_path)
+
+
+def test_a_loss_that_jumps_is_not_followed(tmp_path: Path) -> None:
+    task, loss = ToyTask(micro_rows=12, noise=0.0), ToyTask.loss
+
+    def jumping(batch: Any) -> LossSum:
+        found = loss(task, batch)
+        return replace(found, total=found.total * (40 if task.calls in (31, 71) else 1))
+
+    task.loss = jumping  # type: ignore[method-assign]
+    train(task, config(tmp_path, steps=80, spike=8.0), ALONE)
+    told = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+    assert [bad["step"] for bad in told] == [71], "the usual loss is known after 50 steps"
+    assert "the loss jumped to" in told[0]["what"]
+    with pytest.raises(ValueError, match="spike is how many times"):
+        config(tmp_path, spike=0.5)
+
+
+def test_a_run_says_what_it_was_and_where_it_sat(tmp_path: Path) -> None:
+    train(ToyTask(pause=0.002), config(tmp_path, max_minutes=0.02 / 60), ALONE)
+    train(ToyTask(), config(tmp_path), ALONE)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["config"]["task"] == "toy" and run["config"]["training"]["optimizer"]["lr"] == OPTIMIZER.lr
+    assert run["fingerprint"] == fingerprint(run["config"])
+    first, second = run["sittings"]
+    assert first["from_step"] == 0 < second["from_step"] < 20
+    assert {"git_commit", "torch", "command"} <= second.keys()
 
 
 # ---------------------------------------------------------------------- optimizer and schedule
@@ -417,33 +481,35 @@ def test_kill_9_in_mid_run_and_the_same_command_again(whole_run: Path, tmp_path:
 def test_two_ranks_train_as_one_and_go_on_as_two(tmp_path: Path) -> None:
     """Without dropout two ranks give one rank's numbers; with it, a paused run goes on as the unpaused one."""
     process = launch(tmp_path, ranks=2)
-    train(ToyTask(noise=0.0), config(tmp_path / "one"), ALONE)
+    train(ToyTask(noise=0.0, unused=False), config(tmp_path / "one"), ALONE)
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 0
-    assert printed.count("finished after") == 3  # one line a run: only rank 0 speaks
+    assert printed.count("finished after") == 4  # one line a run: only rank 0 speaks
     assert close(tmp_path / "one", tmp_path / "two")
+    assert close(tmp_path / "one", tmp_path / "sharded")
     assert_same_run(tmp_path / "noisy", tmp_path / "paused")
     assert (tmp_path / "paused" / "step-00000010").is_dir()
     assert (tmp_path / "paused" / "step-00000020" / "trainer-rank1.pt").is_file()
 
 
 def main(out: Path) -> None:
-    """One process: a slow run to be killed. Several: a run without noise, one with, and one paused by a signal."""
+    """One process: a slow run to be killed. Several: runs without noise, whole and sharded, one with, one paused by a signal."""
     torch.set_num_threads(1)
     world = distributed.start("cpu")
     if world.size == 1:
         train(ToyTask(pause=0.03), config(out), world)
         return
     seed = 5 + world.rank  # ranks that begin apart are brought together
-    train(ToyTask(noise=0.0, seed=seed), config(out / "two"), world)
-    train(ToyTask(seed=seed), config(out / "noisy"), world)
+    train(ToyTask(noise=0.0, seed=seed, unused=False), config(out / "two"), world)
+    train(ToyTask(noise=0.0, seed=seed, unused=False), config(out / "sharded", parallel="fsdp"), world)
+    train(ToyTask(seed=seed, unused=False), config(out / "noisy"), world)
 
     def signal_to_rank_1() -> None:
         if world.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     micro_batches = len(next(ToyTask().batches(world.rank, world.size)))
-    for task in (stop_at(9 * micro_batches, signal_to_rank_1), ToyTask(seed=seed)):
+    for task in (stop_at(9 * micro_batches, signal_to_rank_1, unused=False), ToyTask(seed=seed, unused=False)):
         train(task, config(out / "paused", keep=9), world)
     distributed.stop()
 
