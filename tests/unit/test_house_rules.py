@@ -68,12 +68,13 @@ def test_no_name_at_the_top_shadows_a_library() -> None:
     assert not {path.stem for path in PACKAGE.iterdir()} & (libraries | set(sys.stdlib_module_names))
 
 
-@pytest.mark.parametrize("size", recipes.SONAR_LLM_SIZES)
+@pytest.mark.parametrize("size", [*recipes.SONAR_LLM_SIZES, "1.3B-summarization"])
 def test_every_sonar_llm_recipe_builds(size: str) -> None:
-    run = recipes.sonar_llm(size)
+    run = recipes.recipe("sonar-llm", size)
+    assert isinstance(run, recipes.SonarLLMRun)
     with torch.device("meta"):
         backbone = Backbone(run.backbone)
-    assert sum(p.numel() for p in backbone.parameters()) > 1e6
+    assert sum(p.numel() for p in backbone.parameters()) > 1e6 and all(p.is_meta for p in backbone.parameters())
     assert run.train.optimizer.warmup_steps < run.train.steps
 
 
@@ -88,7 +89,7 @@ def test_the_codec_recipe_builds(sonar: Sonar) -> None:
 def test_unknown_names_are_answered_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="families are codec, sonar-llm"):
         recipes.recipe("gpt", "mini")
-    with pytest.raises(ValueError, match="sizes are mini"):
+    with pytest.raises(ValueError, match="sizes are mini, 39M, .*, 1.3B, 1.3B-summarization"):
         recipes.recipe("sonar-llm", "7B")
     with pytest.raises(AttributeError, match="it has .*Sonar"):
         _ = sonarkit.Sonnar

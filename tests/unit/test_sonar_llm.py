@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from test_backbone import plain_forward  # type: ignore[import-not-found]
 from torch import Tensor
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.codec.search import SearchConfig
+from sonarkit.core import cross_entropy
 from sonarkit.models import rollout
 from sonarkit.models.backbone import BackboneConfig
 from sonarkit.models.rollout import END_OF_SEQUENCE, RolloutConfig, candidates, generate, tell
-from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig
+from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig, noisy
 from sonarkit.store.reader import Document
 
 STORIES = [
@@ -37,44 +40,228 @@ def documents(sonar: Sonar) -> list[Document]:
     return [Document(sonar.encode(s), sonar.target_ids(s, "eng_Latn"), [len(t.encode()) for t in s]) for s in STORIES]
 
 
-def test_the_loss_equals_the_plain_path_in_value_and_gradient(model: SonarLLM) -> None:
-    """One document and one sentence at a time, with full logits, in float64."""
-    sonar, model = model.sonar.double(), model.double()
-    batch = [Document(d.vectors_SD.double(), d.targets, d.bytes) for d in documents(sonar)]
-    loss = model.loss(batch)
-    parameters = list(model.parameters())
-    ours = torch.autograd.grad(loss.total, parameters)
+@pytest.fixture
+def model_with_own_decoder(sonar: Sonar) -> SonarLLM:
+    torch.manual_seed(0)
+    config = SonarLLMConfig(BackboneConfig(24, 48, 2, 3, 8), 32, "tiny", sonar.fingerprint(), train_decoder=True)
+    return SonarLLM(config, sonar).eval()
 
-    total, tokens = torch.zeros((), dtype=torch.float64), 0
-    for document in batch:
-        for i in range(1, len(document.targets)):
-            predicted = _predict(model, document.vectors_SD[:i])
-            target = torch.tensor(document.targets[i])
-            decoder = sonar.decoder
-            x = decoder.embedding(target[:-1], torch.arange(len(target) - 1))
-            terms = decoder.sentence_terms(predicted[None])
-            mask = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
-            for layer, term in zip(decoder.layers, terms):
-                q, k, v = layer.attention.qkv(layer.attention_norm(x)).view(len(x), 3, 4, 8).permute(1, 2, 0, 3)
-                weights = (q @ k.mT / math.sqrt(8)).masked_fill(mask, -torch.inf).softmax(-1)
-                x = x + layer.attention.output((weights @ v).transpose(0, 1).flatten(1)) + term
-                x = x + layer.ffn(layer.ffn_norm(x))
-            logits = decoder.norm(x) @ decoder.embedding.weight.T
-            total = total + F.cross_entropy(logits[1:], target[2:], reduction="sum")
-            tokens += len(target) - 2
-    assert loss.count == tokens
-    torch.testing.assert_close(loss.total, total, rtol=1e-10, atol=0)
-    for one, other in zip(ours, torch.autograd.grad(total, parameters)):
-        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
-    bits, text_bytes = loss.parts["bits_per_byte"]
+
+def plain_nats(model: SonarLLM, batch: list[Document], as_published: bool) -> Tensor:
+    """(N, L) cross-entropy of every target token, 0 where there is none, the way it is usually written.
+
+    Sentences are padded to the longest, cross-attention has queries and a key (any: a softmax over one key is 1), and the
+    logits are whole.
+    """
+    predicted_ND = torch.cat([_predictions(model, d.vectors_SD[:-1]) for d in batch])
+    targets = [torch.tensor(target) for d in batch for target in d.targets[1:]]
+    if as_published:
+        inputs, labels = targets, [F.pad(target[1:], (0, 1), value=int(target[-1])) for target in targets]
+    else:
+        inputs, labels = [t[:-1] for t in targets], [F.pad(t[2:], (1, 0), value=-100) for t in targets]
+    inputs_NL = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True, padding_value=0)
+    labels_NL = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+    length, decoder = inputs_NL.shape[1], model.sonar.decoder
+    padding = torch.arange(length) >= torch.tensor([len(i) for i in inputs])[:, None]
+    masked = torch.ones(length, length, dtype=torch.bool).triu(1) | padding[:, None, None]  # (N, 1, L, L)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:  # (N, L, H), (N, S, H)
+        q, k, v = (x.unflatten(-1, (4, 8)).transpose(1, 2) for x in (q, k, v))
+        scores = q @ k.mT / math.sqrt(8)
+        weights = (scores if mask is None else scores.masked_fill(mask, -torch.inf)).softmax(-1)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+    x, terms = decoder.embedding(inputs_NL, torch.arange(length)), decoder.sentence_terms
+    to_query, to_key = torch.randn(2, 32, 32, dtype=x.dtype)
+    for i, layer in enumerate(decoder.layers):
+        x = x + layer.attention.output(attend(*layer.attention.qkv(layer.attention_norm(x)).chunk(3, -1), masked))
+        memory = predicted_ND[:, None]
+        value = F.linear(memory, terms.value_weight[i], terms.value_bias[i])
+        x = x + F.linear(attend(x @ to_query, memory @ to_key, value), terms.output_weight[i], terms.output_bias[i])
+        x = x + layer.ffn(layer.ffn_norm(x))
+    logits = decoder.norm(x) @ decoder.embedding.weight.T
+    return F.cross_entropy(logits.flatten(0, 1), labels_NL.flatten(), ignore_index=-100, reduction="none").view(labels_NL.shape)
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+@pytest.mark.parametrize("which", ["model", "model_with_own_decoder"])
+def test_the_loss_equals_the_plain_path_in_value_and_gradient(
+    which: str, as_published: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64: for every parameter that learns, to 1e-10 of the gradient's size; logits are made seven rows at a time."""
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 7 * 4 * 330)
+    model: SonarLLM = request.getfixturevalue(which).double()
+    model.sonar.double()
+    batch = [Document(d.vectors_SD.double(), d.targets, d.bytes) for d in documents(model.sonar)]
+    loss = model.loss(batch, as_published)
+    parameters = dict(model.named_parameters())
+    assert any(name.startswith("decoder.") for name in parameters) == model.config.train_decoder
+    nats_NL = plain_nats(model, batch, as_published)
+    lengths = [len(t) for d in batch for t in d.targets[1:]]
+    assert loss.count == sum(lengths) - (0 if as_published else 2 * len(lengths))
+    torch.testing.assert_close(loss.total, nats_NL.sum(), rtol=1e-10, atol=0)
+    ours = torch.autograd.grad(loss.total, list(parameters.values()))
+    theirs = torch.autograd.grad(nats_NL.sum(), list(parameters.values()))
+    for name, one, other in zip(parameters, ours, theirs):
+        assert other.abs().max() > 0, name
+        torch.testing.assert_close(
+            one, other, rtol=0, atol=1e-10 * float(other.abs().max()), msg=lambda m, name=name: f"{name}: {m}"
+        )
+    bits, text_bytes = loss.parts["bits_per_byte"]  # without the language token and the second </s>, either way
     assert text_bytes == sum(len(s.encode()) for story in STORIES for s in story[1:])
-    assert bits.item() == pytest.approx(total.item() / math.log(2))
+    own = sum(row[1 : n - 1].sum().item() for row, n in zip(nats_NL, lengths))
+    assert bits.item() == pytest.approx(own / math.log(2), rel=1e-6 if as_published else 1e-10)
+
+
+def _predictions(model: SonarLLM, vectors_SD: Tensor) -> Tensor:
+    return model.reverse_proj(plain_forward(model.backbone, model.forward_proj(vectors_SD)))
 
 
 def _predict(model: SonarLLM, vectors_SD: Tensor) -> Tensor:
-    from sonarkit.core.packing import packing_of
+    return _predictions(model, vectors_SD)[-1]
 
-    return model.reverse_proj(model.backbone(model.forward_proj(vectors_SD), packing_of([len(vectors_SD)])))[-1]
+
+@torch.no_grad()
+def test_the_loss_as_published_by_hand(model: SonarLLM) -> None:
+    """A decoder that says one token whatever it reads: that token costs log(1 + (V - 1) / e^2), any other 2 nats more."""
+    decoder, tokenizer = model.sonar.decoder, model.sonar.tokenizer
+    eos, english = tokenizer.eos_id, tokenizer.language_id("eng_Latn")
+    piece = next(i for i in range(tokenizer.size) if i not in tokenizer.special_ids)
+    decoder.embedding.weight.zero_()
+    decoder.embedding.weight[eos, 0] = 2.0
+    decoder.norm.weight.zero_()
+    decoder.norm.bias.zero_()
+    decoder.norm.bias[0] = 1.0
+    ends = math.log(1 + (tokenizer.size - 1) / math.e**2)
+    target = [eos, english, piece, piece, piece, eos]
+    batch = [Document(torch.randn(2, 32), [[eos, english, eos], target], [1, 12])]
+    plain, published = model.loss(batch), model.loss(batch, as_published=True)
+    assert (plain.count, published.count) == (4, 6)  # three pieces and </s>; with the language and one more </s>
+    assert plain.total.item() == pytest.approx(3 * (ends + 2) + ends, rel=1e-5)
+    assert published.total.item() == pytest.approx(4 * (ends + 2) + 2 * ends, rel=1e-5)
+    assert published.parts["bits_per_byte"][0].item() == pytest.approx(plain.parts["bits_per_byte"][0].item(), rel=1e-5)
+
+
+def test_a_sentence_that_is_too_long_for_the_decoder_is_named(model: SonarLLM) -> None:
+    def batch(pieces: int) -> list[Document]:
+        return [Document(torch.randn(2, 32), [[3, 5, 3], [3, 5, *[9] * pieces, 3]], [1, 9])]
+
+    assert model.loss(batch(62)).count == 63  # of 64 tokens
+    assert model.loss(batch(61), as_published=True).count == 64
+    with pytest.raises(ValueError, match="63 pieces is 65 tokens to the decoder, which takes 64; cut sentences at 62 pieces"):
+        model.loss(batch(63))
+    with pytest.raises(ValueError, match="62 pieces is 65 tokens .* as published takes one more; cut sentences at 61"):
+        model.loss(batch(62), as_published=True)
+
+
+def test_noise_on_the_context_is_relative_repeatable_and_for_training_only(model: SonarLLM) -> None:
+    batch = documents(model.sonar)
+    plain = model.loss(batch).total
+    assert torch.equal(model.loss(batch, context_noise=0.5).total, plain)  # evaluation
+    model.train()
+    assert torch.equal(model.loss(batch).total, plain)
+    torch.manual_seed(1)
+    one = model.loss(batch, context_noise=0.5).total
+    two = model.loss(batch, context_noise=0.5).total
+    torch.manual_seed(1)
+    assert torch.equal(model.loss(batch, context_noise=0.5).total, one) and one != two and one != plain
+    with pytest.raises(ValueError, match="at least 0; got -0.1"):
+        model.loss(batch, context_noise=-0.1)
+
+    vectors = torch.tensor([[3.0], [0.0], [-0.01]]).expand(3, 20_000)
+    added = noisy(vectors, 0.5) - vectors
+    torch.testing.assert_close(added.square().mean(-1).sqrt(), torch.tensor([1.5, 0.0, 0.005]), rtol=0.03, atol=0)
+    assert added.mean(-1).abs().max() < 0.05
+
+
+def test_a_decoder_of_its_own_learns_and_the_codec_given_does_not(sonar: Sonar, tmp_path: Path) -> None:
+    before = {key: value.clone() for key, value in sonar.state_dict().items()}
+    sonar.name = "tiny"
+    config = SonarLLMConfig(BackboneConfig(24, 48, 2, 3, 8), 32, "tiny", sonar.fingerprint(), train_decoder=True)
+    model = SonarLLM(config, sonar).train()
+    assert model.sonar is not sonar and model.sonar.name == "tiny" and model.sonar.tokenizer is sonar.tokenizer
+    shared = zip(model.sonar.encoder.parameters(), sonar.encoder.parameters())
+    assert all(one.data_ptr() == other.data_ptr() and not one.requires_grad for one, other in shared)
+    assert {id(p) for p in model.decoder.parameters()} == {id(p) for p in model.sonar.decoder.parameters()}
+
+    batch, optimizer = documents(sonar), torch.optim.SGD(model.parameters(), 0.1)
+    start = model.loss(batch).total
+    start.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    optimizer.step()
+    assert all(torch.equal(before[key], value) for key, value in sonar.state_dict().items())
+    learnt = {key: value for key, value in model.state_dict().items() if key.startswith("decoder.")}
+    assert {key.removeprefix("decoder.") for key in learnt} == set(sonar.decoder.state_dict())
+    assert all(not torch.equal(value, before[key]) for key, value in learnt.items())
+
+    model.eval().save_pretrained(tmp_path, torch.float32)
+    again = SonarLLM.from_pretrained(tmp_path, sonar=sonar)
+    assert again.loss(batch).total == model.loss(batch).total != start
+    z = sonar.encode(["The fox ran home."])
+    assert torch.equal(again.sonar.token_loss(z, ["Mia slept."]).total, model.sonar.token_loss(z, ["Mia slept."]).total)
+    assert all(p.requires_grad for p in again.decoder.parameters()) and again.decoder is again.sonar.decoder
+
+    again.double()  # moving the model leaves the codec given where it is
+    assert {p.dtype for p in sonar.parameters()} == {torch.float32}
+    assert {p.dtype for p in (*again.parameters(), *again.sonar.parameters())} == {torch.float64}
+
+
+def test_a_codec_in_half_precision_gives_a_decoder_that_learns_in_float32(sonar: Sonar) -> None:
+    config = SonarLLMConfig(BackboneConfig(24, 48, 2, 3, 8), 32, "tiny", sonar.fingerprint(), train_decoder=True)
+    model = SonarLLM(config, sonar.bfloat16())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.sonar.encoder.parameters()} == {torch.bfloat16}
+
+
+def test_a_configuration_from_before_decoders_were_trained_still_loads(model: SonarLLM, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path, torch.float32)
+    told = json.loads((tmp_path / "config.json").read_text())
+    del told["train_decoder"]
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert SonarLLM.from_pretrained(tmp_path, sonar=model.sonar).config == model.config
+
+
+def test_weights_gathered_elsewhere_are_saved_instead_of_the_models_own(model: SonarLLM, tmp_path: Path) -> None:
+    weights = {key: torch.full_like(value, 0.5) for key, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path, weights=weights)
+    assert all((p == 0.5).all() for p in SonarLLM.from_pretrained(tmp_path, sonar=model.sonar).parameters())
+
+
+@pytest.mark.parametrize("which", ["model", "model_with_own_decoder"])
+def test_recomputing_changes_neither_loss_nor_gradient_and_keeps_less(which: str, request: pytest.FixtureRequest) -> None:
+    model: SonarLLM = request.getfixturevalue(which).double()
+    model.sonar.double()
+    batch = [Document(d.vectors_SD.double(), d.targets, d.bytes) for d in documents(model.sonar)]
+    found, kept = [], []
+    for on in (False, True, False):
+        assert model.use(activation_checkpointing=on) is model
+        numbers: list[int] = []
+
+        def keep(tensor: Tensor, numbers: list[int] = numbers) -> Tensor:
+            numbers.append(tensor.numel() * (not isinstance(tensor, torch.nn.Parameter)))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model.loss(batch)
+        kept.append(sum(numbers))
+        found.append((loss.total, *torch.autograd.grad(loss.total, list(model.parameters()))))
+    assert all(torch.equal(one, other) for one, other in zip(found[0], found[1]))
+    assert kept[0] == kept[2] > 2 * kept[1]
+
+
+def test_dropout_of_a_decoder_that_learns_is_drawn_once_though_it_is_computed_twice(sonar: Sonar) -> None:
+    config = SonarLLMConfig(BackboneConfig(24, 48, 2, 3, 8), 32, "tiny", sonar.fingerprint(), train_decoder=True)
+    model = SonarLLM(config, sonar).double()
+    for module in model.decoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    batch, found = [Document(d.vectors_SD.double(), d.targets, d.bytes) for d in documents(sonar)], []
+    for on in (False, True):
+        model.use(activation_checkpointing=on)
+        torch.manual_seed(0)
+        found.append(torch.autograd.grad(model.loss(batch).total, list(model.parameters())))
+    for one, other in zip(*found):
+        assert torch.equal(one, other)
 
 
 def test_predict_next_is_what_training_predicts(model: SonarLLM) -> None:
