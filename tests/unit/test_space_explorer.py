@@ -167,7 +167,7 @@ def test_sentences_of_ones_own(explorer: SpaceExplorer, sonar: Sonar) -> None:
     assert explorer.chosen == 5
     for text, lang, told in (
         ("  ", "deu_Latn", "There is no sentence to add"),
-        ("Hi.", "ger_Latn", "Unknown language 'ger_Latn'"),
+        ("Hi.", "xyz_Latn", "Unknown language 'xyz_Latn'"),
     ):
         explorer.add(text, lang)
         explorer.wait()
