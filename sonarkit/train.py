@@ -111,6 +111,7 @@ def dry_run(arguments: list[str]) -> str:
         device_memory=machine.gpu_memory_gb and machine.gpu_memory_gb * 1e9,
         mfu=machine.mfu,
         train_decoder=run.train_decoder,
+        frozen=torch.float32,  # as `train_sonar_llm` holds the codec
         shard_decoder=run.shard_decoder,
         checkpointing=run.activation_checkpointing,
     )

@@ -223,6 +223,21 @@ def test_a_run_goes_on_from_a_trained_model(two_ranks: Path, stores: Stores, cod
     assert first < (losses(two_ranks)[0][1] + last) / 2, "it begins near where the other ended"
 
 
+def test_a_plan_says_what_a_run_would_take(
+    stores: Stores, codec: Path, tmp_path: Path, refused: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a published size without codec or store, and of a run on a store that is there."""
+    train.main(["sonar-llm", "--size", "900M", "--plan", "--gpus", "8", "--gpu", "A100"])
+    printed = capsys.readouterr().out
+    assert "698M parameters trained" in printed and "TinyStories: 2.12M documents" in printed
+    assert {line.split()[1] for line in printed.splitlines() if line.strip().startswith("8 ")} == {"ddp", "fsdp"}
+    train.main([str(part) for part in [*training(stores, codec, tmp_path / "run"), "--plan", "--gpus", 1]])
+    assert "storyworld:40" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    refused(train.main, ["sonar-llm", "--size", "900M", "--plan", "--gpu", "A1"], "unknown device 'A1'", "H100")
+    refused(train.main, ["codec", "--size", "mini", "--plan"], "--plan is for sonar-llm")
+
+
 def test_what_does_not_fit_is_refused(
     stores: Stores, codec: Path, make_codec: Callable[[int], Path], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
