@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.packing import packing_of
+from sonarkit.models import official
 from sonarkit.models.official import backbone_config
 from sonarkit.models.sonar_llm import SonarLLM
 
@@ -176,6 +177,21 @@ def test_hugging_face_folders(
     expected = golden["predicted:published"][-1]
     torch.testing.assert_close(model.predict_next(golden["vectors"][None])[0], expected, rtol=0, atol=1e-5)
     assert not any("embed" in key or "head" in key or "decoder" in key for key in model.state_dict())
+
+
+def test_the_name_of_a_repository_is_downloaded_and_that_of_a_file_is_not(
+    golden: dict[str, Tensor], tensors: dict[str, Tensor], sonar: Sonar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _safetensors(tmp_path, tensors)
+    write_config(tmp_path / "config.json")
+    asked: list[str] = []
+    monkeypatch.setattr(official, "_hub_folder", lambda name: asked.append(name) or tmp_path)
+    model = SonarLLM.from_official("raxtemur/sonar-llm-100m", sonar=sonar)
+    expected = golden["predicted:published"][-1]
+    torch.testing.assert_close(model.predict_next(golden["vectors"][None])[0], expected, rtol=0, atol=1e-5)
+    with pytest.raises(FileNotFoundError, match="no weights at runs/best.pt"):
+        SonarLLM.from_official("runs/best.pt", sonar=sonar)
+    assert asked == ["raxtemur/sonar-llm-100m"]
 
 
 def test_half_precision_is_read_as_float32_and_saved_as_ours(tensors: dict[str, Tensor], sonar: Sonar, tmp_path: Path) -> None:

@@ -148,9 +148,11 @@ def test_a_sentence_that_is_too_long_for_the_decoder_is_named(model: SonarLLM) -
 
     assert model.loss(batch(62)).count == 63  # of 64 tokens
     assert model.loss(batch(61), as_published=True).count == 64
-    with pytest.raises(ValueError, match="63 pieces is 65 tokens to the decoder, which takes 64; cut sentences at 62 pieces"):
+    with pytest.raises(ValueError, match="63 pieces is 65 tokens to the decoder, but it takes 64; cut sentences at 62 pieces"):
         model.loss(batch(63))
-    with pytest.raises(ValueError, match="62 pieces is 65 tokens .* as published takes one more; cut sentences at 61"):
+    with pytest.raises(
+        ValueError, match="62 pieces is 65 tokens to the decoder in the loss as published, .*; cut sentences at 61"
+    ):
         model.loss(batch(62), as_published=True)
 
 
