@@ -74,6 +74,10 @@ def parse(arguments: list[str]) -> CodecRun | SonarLLMRun:
             raise ValueError("--size needs a name, such as --size mini")
         size, rest = rest[place + 1], rest[:place] + rest[place + 2 :]
     base = recipes.recipe(family, size)
+    if "--steps" in rest and isinstance(base, SonarLLMRun):
+        if "--epochs" in rest:
+            raise ValueError("--steps and --epochs both say how long to train; give one of them")
+        base = replace(base, epochs=None)
     prog = f"train.py {family} --size {size}"
     return tyro.cli(type(base), prog=prog, args=rest, default=base, config=(tyro.conf.OmitArgPrefixes,))
 

@@ -128,13 +128,20 @@ def shard(
         fully_shard(layer, mesh=mesh)
         for name in layer_methods:
             register_fsdp_forward_method(layer, name)
-    fully_shard(model, mesh=mesh)
+    # kept until the backward pass: a method may call `forward` and need the weights after it (a tied projection)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
     for name in methods:
         register_fsdp_forward_method(model, name)
 
 
 def broadcast_weights(world: World, module: nn.Module) -> None:
-    """Give every rank rank 0's parameters and buffers, so that unlike seeds cannot make ranks train apart."""
+    """Give every rank rank 0's parameters and buffers, so that unlike seeds cannot make ranks train apart.
+
+    What is sharded already is left as it is.
+    """
+    from torch.distributed.tensor import DTensor
+
     if world.size > 1:
         for tensor in module.state_dict().values():
-            dist.broadcast(tensor, src=0)
+            if not isinstance(tensor, DTensor):
+                dist.broadcast(tensor, src=0)

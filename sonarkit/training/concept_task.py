@@ -93,11 +93,10 @@ class ConceptTask:
 
     def shard(self, world: World) -> None:
         """FSDP2 over the backbone's layers; the frozen decoder lies whole on each rank, or in parts, too."""
-        model = self.concept_model
-        shard(world, model, ("loss", "advance"), model.backbone.layers, ("extend",))
-        if self.shard_decoder:
-            decoder = model.sonar.decoder
+        model, decoder = self.concept_model, self.concept_model.sonar.decoder
+        if self.shard_decoder or model.config.train_decoder:
             shard(world, decoder, ("token_losses", "start", "step"), decoder.layers, ("step",))
+        shard(world, model, ("loss", "advance"), model.backbone.layers, ("extend",))
         self._sharded = True
 
     @torch.no_grad()

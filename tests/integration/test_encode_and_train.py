@@ -247,6 +247,7 @@ def test_what_does_not_fit_is_refused(
     refused(train.main, training(stores, codec, out, init="mini"), "mini", "codec")
     refused(train.main, ["sonar-lm"], "unknown model family 'sonar-lm'", "codec, sonar-llm")
     refused(train.main, ["sonar-llm", "--size", "900"], "unknown size '900'", "mini")
+    refused(train.main, ["sonar-llm", "--size", "900M", "--steps", "9", "--epochs", "1"], "--steps and --epochs both")
     assert not out.exists()
 
 

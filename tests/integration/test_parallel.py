@@ -34,11 +34,11 @@ ALONE = World(0, 1, 0, torch.device("cpu"))
 WAYS = [(2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")]
 
 
-def make_task(codec: str, store: str, seed: int = 0, shard_decoder: bool = False) -> ConceptTask:
+def make_task(codec: str, store: str, seed: int = 0, shard_decoder: bool = False, own_decoder: bool = False) -> ConceptTask:
     sonar = Sonar.from_pretrained(codec)
     torch.manual_seed(seed)
     backbone = BackboneConfig(hidden=32, ffn=48, layers=2, heads=2, head_dim=16)
-    model = SonarLLM(SonarLLMConfig(backbone, sonar.config.width, codec, sonar.fingerprint()), sonar)
+    model = SonarLLM(SonarLLMConfig(backbone, sonar.config.width, codec, sonar.fingerprint(), own_decoder), sonar)
     opened, data = Store(store), ConceptDataConfig(documents_per_step=8, micro_tokens=1400)
     return ConceptTask(model, [opened], opened, data, seed=1, shard_decoder=shard_decoder)
 
@@ -78,8 +78,8 @@ def as_script(codec: str, store: str, out: Path, what: str, way: str) -> None:
     torch.set_num_threads(1)
     world = distributed.start("cpu")
     # ranks begin with unlike weights: they must be brought together
-    task = make_task(codec, store, seed=world.rank, shard_decoder=what == "sharded-decoder")
-    if what == "gradients":
+    task = make_task(codec, store, world.rank, what == "sharded-decoder", what == "own-decoder")
+    if what in ("gradients", "own-decoder"):
         found = gradients(task, world, way)
         if world.rank == 0:
             torch.save(found, out)
@@ -110,10 +110,12 @@ def alone(codec: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-@pytest.mark.parametrize("count,way", WAYS)
-def test_loss_and_gradients_equal_those_of_one_process(count: int, way: str, codec: Path, store: Path, tmp_path: Path) -> None:
-    wanted = gradients(make_task(str(codec), str(store)), ALONE, "ddp")
-    ranks(count, codec, store, tmp_path / "found.pt", "gradients", way)
+@pytest.mark.parametrize("count,way,what", [*((*way, "gradients") for way in WAYS), (2, "fsdp", "own-decoder")])
+def test_loss_and_gradients_equal_those_of_one_process(
+    count: int, way: str, what: str, codec: Path, store: Path, tmp_path: Path
+) -> None:
+    wanted = gradients(make_task(str(codec), str(store), own_decoder=what == "own-decoder"), ALONE, "ddp")
+    ranks(count, codec, store, tmp_path / "found.pt", what, way)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-12)
     assert found["norm"] == pytest.approx(wanted["norm"], rel=1e-12)

@@ -174,7 +174,8 @@ def test_errors_are_sentences(teller: StoryTeller, model: SonarLLM, monkeypatch:
     assert "ZeroDivisionError" in teller.status.text and "report" in teller.status.text
     assert not teller.tell_button.disabled
     with pytest.raises(ValueError, match="eng_Latn"):
-        StoryTeller(model, lang="english")
+        StoryTeller(model, lang="englsh")
+    assert StoryTeller(model, lang="English").tree.lang == "eng_Latn"
 
 
 def test_what_is_told_is_never_html(teller: StoryTeller) -> None:
