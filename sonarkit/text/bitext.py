@@ -25,6 +25,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, combinations, count, islice, permutations
 from pathlib import Path
@@ -281,7 +282,7 @@ def _tsv(path: Path, named: Sequence[str] | None, namer: Namer) -> Records:
 def _columns(where: str, cells: list[str], named: Sequence[str] | None, namer: Namer) -> tuple[list[str], bool]:
     """The language of each column by the first line and `langs`, and whether that line is a header."""
     if named is None:
-        known = [cell for cell in cells if _is_language(cell)]
+        known = [cell for cell in cells if _is_language(cell, namer)]
         if len(known) < 2:
             line = "\t".join(cells)[:60]
             raise ValueError(f"{where}: expected a header of two or more languages, got {line!r}; name the columns with langs")
@@ -296,12 +297,12 @@ def _columns(where: str, cells: list[str], named: Sequence[str] | None, namer: N
     return list(named), False
 
 
-def _is_language(typed: str) -> bool:
-    try:
-        resolve(typed, SONAR_LANGUAGES)
-    except UnknownLanguageError:
-        return False
-    return True
+def _is_language(typed: str, namer: Namer) -> bool:
+    """Whether it is one of SONAR or of the codec at hand."""
+    for known in (lambda lang: resolve(lang, SONAR_LANGUAGES), namer):
+        with suppress(UnknownLanguageError):
+            return known(typed) is not None
+    return False
 
 
 def _parquet(path: Path, namer: Namer) -> Records:
@@ -343,7 +344,7 @@ def _sides_of(paths: Sequence[Path], named: Sequence[str] | None, namer: Namer) 
     sides: dict[str, Path] = {}
     for i, path in enumerate(paths):
         ending = _ending(path)
-        by_name = namer(ending) if _is_language(ending) else None
+        by_name = namer(ending) if _is_language(ending, namer) else None
         if named is None and by_name is None:
             raise ValueError(f"{path}: the ending is no language; name the files in langs, in order")
         code = named[i] if named is not None else str(by_name)
@@ -360,7 +361,8 @@ def _sides_at(prefix: Path, named: Sequence[str] | None, namer: Namer) -> dict[s
     """The files `prefix.LANGUAGE`, plain or .gz, by language."""
     around = sorted(prefix.parent.glob("*")) if prefix.parent.is_dir() else []
     beside = [path for path in around if path.name.removesuffix(".gz") == f"{prefix.name}.{_ending(path)}" and path.is_file()]
-    found = [path for path in beside if _is_language(_ending(path)) and _at(str(path), namer, _ending(path)) is not None]
+    ours = [path for path in beside if _is_language(_ending(path), namer)]
+    found = [path for path in ours if _at(str(path), namer, _ending(path)) is not None]
     if len(found) < 2:
         there = f"; there are {', '.join(path.name for path in beside)}" if beside else ""
         endings = ", ".join(KINDS)
@@ -463,10 +465,15 @@ def _plain(element: ElementTree.Element) -> str:
 class FilterConfig:
     """What is hardly a translation. Lengths are of `scripts.width`: Han, kana and Hangul letters count twice.
 
-    Sources of the defaults: lengths of 1 to 1050 characters are those of NLLB's filters (arXiv 2207.04672; stopes,
-    pipelines/filtering, which has a ratio of 9 after scaling by FLORES lengths); a ratio of 3, a number match of 0.5 and
-    exact duplicates are OpusFilter's, which counts words and asks for each letter to be in its script; NLLB asks half of
-    them (stopes, pipelines/monolingual), so names and loan words pass. The floor is ours.
+    Where the defaults come from. Lengths of 1 to 1050 characters: NLLB's bitext filters (arXiv 2207.04672; stopes,
+    pipelines/filtering, with a ratio of 9 after scaling by the lengths of FLORES). Half of the letters in the right
+    script, so names and loan words pass: NLLB's monolingual ones (stopes, pipelines/monolingual); OpusFilter asks for all.
+    A ratio of 3 and exact duplicates: OpusFilter, which counts words. The floor is ours.
+
+    What they drop of clean text, in sides: Multi30K train 3 of 116 000 and 2 rows of 29 000, its val nothing, Tatoeba
+    English-German 8 of 50 002 pairs and English-French 8 of 18 061: one identical pair each, 7 by length, which are free
+    but right ("They all hugged."). Without the floor lengths would drop 28 and 20, with a ratio of 2 657 and 398.
+    `min_number_match` of 0.5 would drop 96 and 17 more and 454 sides of Multi30K, nearly all right ("4 kids", "Vier Jugendliche").
     """
 
     min_chars: int = 1
@@ -476,7 +483,7 @@ class FilterConfig:
     min_script_share: float = 0.5  # of a side's letters; 0 to let any script pass
     drop_identical: bool = True  # two sides that are the same but for letter case
     drop_duplicates: bool = True  # rows seen before; takes about 100 bytes a row
-    min_number_match: float = 0.0  # of the digits but 0, in order, 0 to 1; 0 is off, OpusFilter's 0.5 finds wrong figures
+    min_number_match: float = 0.0  # of the digits but 0, in order, 0 to 1; 0 is off, OpusFilter has 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_chars <= self.max_chars:

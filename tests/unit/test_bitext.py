@@ -108,6 +108,15 @@ def test_bad_rows_name_file_and_line(tmp_path: Path, line: bytes, message: str):
         read_aligned(path)
 
 
+def test_a_language_of_the_codecs_own(tmp_path: Path):
+    here = ("eng_Latn", "tlh_Latn")
+    rows = [{"eng_Latn": "Go.", "tlh_Latn": "yIjaH"}]
+    assert read(put(tmp_path / "a.tsv", tsv("en\ttlh_Latn", "Go.\tyIjaH")), languages=here) == rows
+    assert read(moses(tmp_path, en=["Go."], tlh_Latn=["yIjaH"]), languages=here) == rows
+    with pytest.raises(ValueError, match="expected a header of two or more languages"):
+        read(tmp_path / "a.tsv")
+
+
 def test_a_language_that_the_codec_lacks(tmp_path: Path):
     path = write(tmp_path / "pairs.jsonl", {"en": "Go.", "de": "Geh!", "cs": "Jdi!"})
     here = ("eng_Latn", "deu_Latn")
@@ -287,14 +296,14 @@ def test_bad_tmx(tmp_path: Path, data: bytes, message: str):
 
 
 def test_big_files_take_constant_memory(tmp_path: Path):
-    units = 20_000
+    units = 5_000
     paths = [put(tmp_path / "memory.tmx", tmx(*[PAIR] * units)), moses(tmp_path, en=["Go."] * units, de=["Geh!"] * units)]
     for path in paths:
         tracemalloc.start()
         assert sum(1 for _ in read_bitext(path)) == units
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 2e6, path  # the first 1000 rows; all of them take 5e6 and more
+        assert peak < 1e6, path  # the first 1000 rows take 0.3e6
 
 
 # ---------------------------------------------------------------------- Parquet and Hugging Face
@@ -475,8 +484,8 @@ def test_bad_filters_name_the_field(wrong: dict[str, Any]):
 @pytest.mark.parametrize(
     ("name", "dropped"),
     [
-        ("multi30k_train", {"length ratio": 3, "duplicate row": 2}),
-        ("tatoeba_eng_deu", {"length ratio": 7, "identical sides": 1, "row of fewer than two languages": 8}),
+        ("multi30k_val", {}),
+        ("tatoeba_eng_fra", {"length ratio": 7, "identical sides": 1, "row of fewer than two languages": 8}),
     ],
 )
 def test_the_defaults_drop_next_to_nothing_of_clean_text(shared_data: Path, name: str, dropped: dict[str, int]):
