@@ -1,4 +1,4 @@
-"""The `sonarkit` command: a story, or SONAR's three verbs, from the shell."""
+"""The `sonarkit` command: a story, SONAR's three verbs, or a codec measured, from the shell."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXAMPLES = """examples:
   sonarkit lab
 
 Languages are FLORES-200 codes; the shipped mini model speaks eng_Latn, fra_Latn, deu_Latn and spa_Latn.
-`sonarkit COMMAND --help` tells the options of a command."""
+`sonarkit evaluate codec` measures a codec. `sonarkit COMMAND --help` tells the options of a command."""
 
 Texts = Annotated[tuple[str, ...], tyro.conf.Positional]
 
@@ -48,6 +48,7 @@ def main() -> None:
         "decode": decode,
         "translate": translate,
         "convert": convert,
+        "evaluate": evaluate_codec,
         "lab": lab,
     }
     if isinstance(sys.stdout, io.TextIOWrapper):  # stories have letters that not every locale can print
@@ -59,6 +60,10 @@ def main() -> None:
             from sonarkit import __version__
 
             print(__version__)
+        elif sys.argv[1] == "evaluate":  # a command of commands
+            if sys.argv[2:3] != ["codec"]:
+                raise ValueError("evaluate what? sonarkit evaluate codec MODEL --on SET; try sonarkit evaluate codec --help")
+            _run(evaluate_codec, "evaluate codec", sys.argv[3:])
         elif sys.argv[1] in commands:
             _run(commands[sys.argv[1]], sys.argv[1], sys.argv[2:])
         else:
@@ -313,6 +318,75 @@ def convert(
     sonar.save_meta(out) if to == "meta" else sonar.save_pretrained(out, kept)
     shape = f"{sonar.config.encoder.layers} + {sonar.config.decoder.layers} layers, D = {sonar.config.width}"
     print(f"{out}: {sum(p.numel() for p in sonar.parameters()) / 1e6:.1f}M parameters, {shape}", file=sys.stderr)
+
+
+def evaluate_codec(
+    model: Annotated[str, tyro.conf.Positional] = "mini",
+    /,
+    on: str = "storyworld:test",
+    langs: tuple[str, ...] = (),
+    pivot: str = "eng_Latn",
+    every: int = 1,
+    beam_size: int = 5,
+    noise: tuple[float, ...] = (),
+    seed: int = 0,
+    no_spbleu: bool = False,
+    device: str = "cpu",
+    out: Path | None = None,
+) -> None:
+    """Measure a codec: what comes back, translation from and into a pivot language, xsim and xsim++, and its space.
+
+    examples:
+      sonarkit evaluate codec mini --on storyworld:test --every 10
+      sonarkit evaluate codec mini --on handwritten --langs en de --noise 0 0.1 0.2 0.5
+      sonarkit evaluate codec sonar --on flores200_dataset --device cuda --out sonar.json
+      sonarkit evaluate codec mini --on tatoeba_eng_deu.jsonl.gz@held-out
+
+    Args:
+        model: "mini", "sonar", "sonar-finetuned" or the folder of a codec.
+        on: storyworld:test, :valid or :unseen; handwritten; an aligned file, or FILE@held-out for what training leaves out
+            of it; a folder of FLORES-200 or FLORES+, or FOLDER@dev.
+        langs: Only these languages; else all of the set that the codec has.
+        pivot: The language that is translated from and into and searched for. xsim++ needs English.
+        every: Take every n-th row.
+        beam_size: Beams when decoding; 1 is greedy.
+        noise: Also decode the pivot's vectors with such noise, relative to their size; must begin with 0.
+        seed: For --noise and for the hard negatives of xsim++.
+        no_spbleu: BLEU by sacrebleu's own tokenizers, and nothing is fetched.
+        device: Where to compute: cpu, cuda.
+        out: Also write all numbers there as JSON, with signatures, the codec's fingerprint and the time it took.
+    """
+    from sonarkit.evaluation.sets import rows_of, spoken
+
+    if noise and (noise[0] != 0 or list(noise) != sorted(noise)):
+        raise ValueError(f"noise levels must begin with 0 and rise, got {' '.join(map(str, noise))}")
+    rows = rows_of(on, langs, every)  # no model is loaded for want of a row
+    from sonarkit.codec.pipeline import Sonar
+    from sonarkit.evaluation.report import evaluate_codec, table_of
+
+    sonar = Sonar.from_pretrained(model, device)
+    rows = rows if langs else spoken(rows, sonar.languages)
+    terminal = sys.stderr.isatty()
+    report = evaluate_codec(
+        sonar,
+        rows,
+        pivot=pivot,
+        beam_size=beam_size,
+        spbleu=not no_spbleu,
+        noise=noise,
+        seed=seed,
+        tell=lambda what: print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True) if terminal else None,
+    )
+    if terminal:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    head = {"on": on, "every": every}
+    print(f"{model} ({report['fingerprint']}) on {len(rows)} sentences of {on}, beam {beam_size}, {report['seconds']:.0f} s")
+    print(table_of(report))
+    if out is not None:
+        from sonarkit.core.checkpoint import write_atomically
+
+        text = json.dumps(head | report, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def lab(folder: Path = Path("sonarkit-notebooks"), no_browser: bool = False, allow_root: bool = False) -> None:

@@ -1,4 +1,6 @@
-"""Measure a codec or a SONAR-LLM; every number of the model cards and the README comes from here.
+"""Measure a codec in every direction or a SONAR-LLM; the numbers of the model cards come from here.
+
+`sonarkit evaluate codec` gives more of a codec (chrF++, xsim++, noise) by way of one pivot language.
 
 python -m sonarkit.evaluation codec                                 # StoryWorld test, every 10th sentence
 python -m sonarkit.evaluation codec --corpus unseen                 # a theme that training never saw
@@ -10,7 +12,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,9 +22,9 @@ from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.errors import user_errors
 from sonarkit.core.paths import data_folder
 from sonarkit.evaluation.codec import codec_report
+from sonarkit.evaluation.sets import rows_of
 from sonarkit.evaluation.stories import story_report
 from sonarkit.models.sonar_llm import SonarLLM
-from sonarkit.text.bitext import held_out, read_aligned
 from sonarkit.text.corpora import read_jsonl
 
 Corpus = Literal["valid", "test", "unseen", "handwritten"]
@@ -37,10 +38,9 @@ def told(corpus: Corpus) -> list[dict[str, list[str]]]:
     return [row["sentences"] for _, row in read_jsonl(data_folder() / "storyworld" / f"{corpus}.jsonl")]
 
 
-def aligned_rows(stories: Sequence[dict[str, list[str]]], every: int) -> list[dict[str, str]]:
-    """Every `every`-th sentence of the stories, in all their languages."""
-    rows = [dict(zip(story, sentences)) for story in stories for sentences in zip(*story.values())]
-    return rows[::every]
+def spec_of(corpus: Corpus) -> str:
+    """The set's name in `sets`."""
+    return corpus if corpus == "handwritten" else f"storyworld:{corpus}"
 
 
 def codec(
@@ -61,7 +61,7 @@ def codec(
         beam_size: Beams when decoding.
         out: Also write the numbers there as JSON.
     """
-    rows = [row for row in read_aligned(bitext) if held_out(row["eng_Latn"])] if bitext else aligned_rows(told(corpus), every)
+    rows = rows_of(f"{bitext}@held-out") if bitext else rows_of(spec_of(corpus), every=every)
     began = time.monotonic()
     results = codec_report(Sonar.from_pretrained(model), rows, beam_size=beam_size)
     where = bitext.name if bitext else corpus

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
-import sacrebleu
 import torch
 
 from sonarkit.codec.pipeline import Sonar
+from sonarkit.evaluation.translation import corpus_bleu
 from sonarkit.evaluation.xsim import xsim_error
 
-
-def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """sacrebleu's corpus BLEU with its defaults (13a tokenization, exponential smoothing), 0 to 100."""
-    return sacrebleu.corpus_bleu(list(hypotheses), [list(references)]).score
+# Measured on `mini` and StoryWorld's test sentences: language gap 0.12 (0.21 on a theme, and 0.65 on a style that it never
+# saw), relative spread 0.98, effective dimension 62 of 256. MSE alone, at 3e-4, took it to 0.71 and 54 in 10 steps, 0.41 and
+# 40 in 20, 0.18 and 29 in 40; at random weights it has RANDOM.
+LANGUAGE_GAP = 0.8  # at most
+RELATIVE_SPREAD = 0.5  # at least: below, two sentences have a cosine above 0.75 in the mean
+EFFECTIVE_DIMENSION = 8.0  # at least, or a third of what the sentences allow
 
 
 def codec_report(sonar: Sonar, rows: Sequence[dict[str, str]], *, beam_size: int = 5, all_pairs: bool = True) -> dict[str, float]:
@@ -42,11 +45,12 @@ def codec_report(sonar: Sonar, rows: Sequence[dict[str, str]], *, beam_size: int
 
 
 def space_report(sonar: Sonar, rows: Sequence[dict[str, str]]) -> dict[str, float]:
-    """Three numbers that tell whether a codec's space is one space, and still a space, over aligned rows.
+    """Four numbers that tell whether a codec's space is one space, and still a space, over aligned rows.
 
     `language_gap`: mean squared distance between a sentence and its translations over that between any two sentences,
     0 where languages share one space, about 1 where they do not know each other. `spread`: root mean square distance of
-    the vectors from their mean, 0 when everything has collapsed into a point. `effective_dimension`: participation
+    the vectors from their mean, 0 when everything has collapsed into a point. `relative_spread`: the same over the root mean
+    square length, 0 to 1; its square is 1 less the mean cosine of two sentences, roughly. `effective_dimension`: participation
     ratio (sum l)^2 / sum l^2 of the variances l along the principal axes, from 1 to D.
     """
     languages = sorted(rows[0])
@@ -58,8 +62,32 @@ def space_report(sonar: Sonar, rows: Sequence[dict[str, str]]) -> dict[str, floa
     return {
         "language_gap": float(within / len(rows) * len(languages) / (len(languages) - 1) / total),
         "spread": float(total.sqrt()),
+        "relative_spread": float((total / flat_ND.square().sum(1).mean()).sqrt()),
         "effective_dimension": float(total.square() / variances_D.square().sum()),
     }
+
+
+def space_alarms(space: Mapping[str, float], sentences: int, width: int) -> list[str]:
+    """What is wrong with a space by its `space_report` over so many rows of width D; [] where nothing is.
+
+    A line for each of: numbers that are not finite, a collapse (RELATIVE_SPREAD), few directions (EFFECTIVE_DIMENSION, which
+    needs some twenty different sentences to mean anything), languages apart (LANGUAGE_GAP). The thresholds are far from
+    what a codec that works has, so that an alarm early in training is worth a look and one that stays is a failure.
+    """
+    if broken := [name for name, value in space.items() if not math.isfinite(value)]:
+        return [f"not finite: {', '.join(broken)}; all sentences have one vector, or training diverged"]
+    alarms = []
+    spread, dimension, gap = space["relative_spread"], space["effective_dimension"], space["language_gap"]
+    if spread < RELATIVE_SPREAD:
+        advice = "the MSE needs a reconstruction loss (MT or DAE) beside it, or less weight"
+        alarms.append(f"collapse: relative spread {spread:.2f} < {RELATIVE_SPREAD}, sentences have nearly one vector; {advice}")
+    least = min(EFFECTIVE_DIMENSION, (min(sentences, width) - 1) / 3)
+    if dimension < least:
+        alarms.append(f"few directions: effective dimension {dimension:.1f} < {least:.1f} of {width}")
+    if gap > LANGUAGE_GAP:
+        advice = "it is the MSE between translations that closes the gap; on text unlike the training's some gap is usual"
+        alarms.append(f"languages apart: language gap {gap:.2f} > {LANGUAGE_GAP}; {advice}")
+    return alarms
 
 
 def distinct_rows(rows: Sequence[dict[str, str]]) -> list[int]:
