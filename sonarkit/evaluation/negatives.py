@@ -74,9 +74,9 @@ _NEGATED = {"isn't": "is", "aren't": "are", "wasn't": "was", "weren't": "were", 
 _SUBJECTS = set(_words("i you he she it we they who"))
 _PAST = set(
     _words("""ate became began bent blew bought broke brought built burnt came caught chose clung crept dealt drank drew drove dug
-    fell felt fought flew forgot forgave froze gave got grew heard held hid kept knew laid led lent lost made met paid rang ran rode
-    rose said sang sank sat saw sent shook shone slept slid sold spoke spent sprang stole stood struck swam swept swore taught
-    thought threw told took understood went wept woke won wore wrote""")
+    fell felt fought flew forgot forgave froze gave got grew heard held hid kept knew laid led lent lost made met paid rang
+    ran rode rose said sang sank sat saw sent shook shone slept slid sold spoke spent sprang stole stood struck swam swept swore
+    taught thought threw told took understood went wept woke won wore wrote""")
 )  # not left, found, lit, felled: these are often something else
 _PRESENT = set(
     _words("""agree believe buy care come drink drive eat feel forget get give go hate hear help hope keep know laugh learn like
