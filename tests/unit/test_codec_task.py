@@ -19,6 +19,7 @@ from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.distributed import World
 from sonarkit.text.bitext import Bitext
+from sonarkit.text.tokenizer import Tokenizer
 from sonarkit.training.codec_task import CodecTask, Pair, Row, Source, SourcePairs
 from sonarkit.training.loop import TrainConfig, train
 from sonarkit.training.metrics import read_metrics
@@ -154,16 +155,13 @@ def test_a_decoder_is_tuned_and_the_encoder_stays_to_the_last_bit(sonar: Sonar, 
     assert same(sonar.encoder, encoder)
     assert not any(torch.equal(value, decoder[key]) for key, value in sonar.decoder.state_dict().items()), "all of it moved"
     assert torch.equal(sonar.eval().encode([row["eng_Latn"] for row in ROWS]), vectors)
-    assert torch.equal(
-        Sonar.from_pretrained(tmp_path / "final").encode(["Fox."]), Sonar.from_pretrained(tmp_path / "final").encode(["Fox."])
-    )
     curve = [record["loss_decoder"] for record in read_metrics(tmp_path / "metrics.jsonl") if "loss_decoder" in record]
     assert len(curve) == 5 and curve[-1] < curve[0]
     task(sonar, ObjectiveConfig()).loss(next(task(sonar, ObjectiveConfig()).batches(0, 1))[0]).total.backward()
     assert all(p.grad is not None for p in sonar.encoder.parameters()), "another task learns all of it again"
 
 
-def test_a_tuned_decoder_resumes_to_the_same_weights(sonar: Sonar, tmp_path: Path) -> None:
+def test_a_tuned_decoder_resumes_to_the_same_weights(sonar: Sonar, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = {key: value.clone() for key, value in sonar.state_dict().items()}
 
     def run(out: Path, *sittings: int) -> dict[str, Tensor]:
@@ -188,6 +186,7 @@ def test_a_tuned_decoder_resumes_to_the_same_weights(sonar: Sonar, tmp_path: Pat
         return weights(sonar.decoder)
 
     whole, halves = run(tmp_path / "whole", 6), run(tmp_path / "halves", 3, 6)
+    assert "from step 3 of 6" in capsys.readouterr().out
     assert all(torch.equal(whole[key], halves[key]) for key in whole)
 
 
@@ -229,7 +228,7 @@ def test_both_sides_are_pulled_to_the_teacher_and_weights_are_apart(sonar: Sonar
     rows = [{"eng_Latn": row["eng_Latn"], "ita_Latn": row["fra_Latn"]} for row in ROWS]
     learns = task(student, replace(DISTILL, mt_weight=1.0, distill_weight=2.0), [Source("rows", rows, 1.0)], teacher=sonar)
     batch = next(learns.batches(0, 1))[0]
-    assert batch.teacher_sources == [[ids[0], *ids[1:]] for ids in batch.sources[4:]], "side b is English, as the teacher has it"
+    assert batch.teacher_sources == batch.sources[4:], "side b is English, as the teacher has it"
     loss = learns.loss(batch)
     with torch.no_grad():
         texts = learns.describe(batch)
@@ -242,8 +241,7 @@ def test_both_sides_are_pulled_to_the_teacher_and_weights_are_apart(sonar: Sonar
 
 
 def narrow(sonar: Sonar, languages: tuple[str, ...]) -> Sonar:
-    from sonarkit.text.tokenizer import Tokenizer
-
+    """An encoder of half the width whose pooler gives vectors as wide as the teacher's."""
     torch.manual_seed(1)
     tokenizer = Tokenizer(sonar.tokenizer.model, languages)
     encoder = EncoderConfig(16, 1, 2, 32, dropout=0.0, pooling="attention", pooler=PoolerConfig(32, 1, 2, 32, dropout=0.0))
