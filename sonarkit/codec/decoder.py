@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sonarkit.codec.config import DecoderConfig, StackConfig
-from sonarkit.codec.layers import FeedForward, SelfAttention, TokenEmbedding
+from sonarkit.codec.layers import FeedForward, LayerNorm, SelfAttention, TokenEmbedding
 from sonarkit.core.cross_entropy import linear_cross_entropy
 from sonarkit.core.packing import Packing
 
@@ -23,9 +23,9 @@ from sonarkit.core.packing import Packing
 class DecoderLayer(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention_norm = LayerNorm(config.width)
         self.attention = SelfAttention(config)
-        self.ffn_norm = nn.LayerNorm(config.width)
+        self.ffn_norm = LayerNorm(config.width)
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
         self.embedding = TokenEmbedding(config, vocab_size, max_tokens)
         self.sentence_terms = SentenceTerms(config, vector_width)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
 
     def forward(self, z_ND: Tensor, ids_T: Tensor, packing: Packing) -> Tensor:
         """Teacher forcing: z in the caller's order and the packed inputs -> (T, H) last hidden states, packed."""

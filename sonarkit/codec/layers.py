@@ -39,15 +39,25 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, ids: Tensor, places: Tensor) -> Tensor:
         """ids (...), places in the sentence, from 0, broadcastable to it -> (..., H)."""
-        x = F.embedding(ids, self.weight) * self.scale
+        x = F.embedding(ids, self.weight)
+        if torch.is_autocast_enabled(x.device.type):  # the residual stream stays in float32, whatever the weights are held in
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x * self.scale
         if self.config.positions == "sinusoidal":
             table = sinusoidal_positions(
                 self.config.first_position, self.max_tokens, self.weight.shape[1], self.weight.device
-            ).to(self.weight.dtype)
+            ).to(x.dtype)
             x = x + table[places]
         elif self.positions is not None:
             x = x + F.embedding(places, self.positions)
         return self.dropout(x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """In the precision of what it reads: a frozen decoder may be held in bfloat16 under a float32 residual stream."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class FeedForward(nn.Module):
