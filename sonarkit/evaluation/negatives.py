@@ -46,7 +46,7 @@ _BEFORE_PLACES = set(_words("in near into across throughout around visit visited
 _NO_ENTITIES = set(_words("I Mr Mrs Ms Miss Dr Prof Sir Lady Lord St A.M. P.M. AM PM OK TV CD DVD PC"))
 
 ANTONYMS = """
-old/young new/used big/small large/tiny long/short tall/low high/low wide/narrow thick/thin deep/shallow heavy/light
+old/young new/used big/small large/tiny long/short tall/short high/low wide/narrow thick/thin deep/shallow heavy/light
 good/bad better/worse best/worst right/wrong true/false hot/cold warm/cool wet/dry hard/soft rough/smooth sharp/blunt
 strong/weak fast/slow quick/slow quickly/slowly early/late earlier/later rich/poor happy/sad glad/sorry kind/cruel
 friendly/hostile nice/nasty polite/rude brave/cowardly clever/stupid wise/foolish beautiful/ugly pretty/ugly clean/dirty

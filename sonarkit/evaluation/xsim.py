@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 CHUNK = 2048  # rows and columns of a block
-GROUP = 32  # entries whose maximum stands for them when the largest of a block are looked for
+GROUP = 24  # entries whose maximum stands for them; about sqrt(CHUNK / 4), so that groups and their entries are as many
 
 
 def best_matches(
@@ -59,12 +59,12 @@ def best_matches(
         x = _unit(x_ND[rows])
         for columns in _slices(len(y_MD), chunk):
             cosines = x @ _unit(y_MD[columns]).T
-            values, found = _largest(cosines, k_x)
+            values, found = _largest(cosines, k_x, 1)
             values, found = torch.cat([near_x[rows], values], 1), torch.cat([index_x[rows], found + columns.start], 1)
             near_x[rows], best = values.topk(k_x, 1)
             index_x[rows] = found.gather(1, best)
             if score == "margin":
-                values, _ = _largest(cosines.T, k_y)
+                values, _ = _largest(cosines, k_y, 0)
                 near_y[columns] = torch.cat([near_y[columns], values], 1).topk(k_y, 1).values
         bar.update(len(x))
     bar.close()
@@ -158,20 +158,21 @@ def _unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors.float(), dim=1)
 
 
-def _largest(block_RC: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and their columns, in any order; fewer where there are fewer columns.
+def _largest(block: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row (dim 1) or column (dim 0) and where in it they stand, (n, k) in any order.
 
-    The k largest lie in the k groups of the largest maxima. That asks `topk`, which is slow on a CPU, for a 32nd of
-    the block only.
+    The k largest lie in the k groups of the largest maxima. So `topk`, which is slow on a CPU, sees a tenth of the block
+    only. Groups are strided, and maxima taken along the block as it lies in memory, else they take as long as the products.
     """
-    rows, columns = block_RC.shape
-    groups = columns // GROUP
+    lines = block if dim == 1 else block.T
+    count = lines.shape[1]
+    groups = count // GROUP
     if groups <= 4 * k:
-        return block_RC.topk(min(k, columns), 1)
-    grouped = block_RC[:, : groups * GROUP].unflatten(1, (GROUP, groups))  # strided, so that maxima are vectorised
-    nearest = grouped.amax(1).topk(k, 1).indices  # (R, k)
-    inside = torch.arange(GROUP, device=block_RC.device)[None, :, None] * groups + nearest[:, None]  # (R, GROUP, k)
-    rest = torch.arange(groups * GROUP, columns, device=block_RC.device).expand(rows, -1)
+        return lines.topk(min(k, count), 1)
+    maxima = block.narrow(dim, 0, groups * GROUP).unflatten(dim, (GROUP, groups)).amax(dim)
+    nearest = (maxima if dim == 1 else maxima.T).topk(k, 1).indices  # (n, k)
+    inside = torch.arange(GROUP, device=block.device)[:, None] * groups + nearest[:, None]  # (n, GROUP, k)
+    rest = torch.arange(groups * GROUP, count, device=block.device).expand(len(lines), -1)
     looked_at = torch.cat([inside.flatten(1), rest], 1)
-    values, best = block_RC.gather(1, looked_at).topk(k, 1)
+    values, best = lines.gather(1, looked_at).topk(k, 1)
     return values, looked_at.gather(1, best)
