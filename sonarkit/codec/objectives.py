@@ -159,7 +159,7 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
     MT and DAE are in nats per target token, MSE is the squared distance per dimension and pair, distillation the squared
     distance per dimension of each side, a and b, to the teacher's vector of side b, `teacher_vectors` (N, D). They share one
     divisor, the number of target tokens, so a distance is counted once per token of its pair: the weights mean what
-    they mean in the paper, where each term is a mean.
+    they mean in the paper, where each term is a mean. (Over the micro-batch: cut otherwise, pairs weigh a little differently.)
 
     Raises ValueError for distillation without vectors of a teacher or with such of another width.
     """
@@ -177,7 +177,10 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
     z = sonar.encoder(*pack(sources, device))
     clean, noisy = z[: len(known)], z[len(known) :] if config.damages else z[denoised]
 
-    tokens = sum(len(batch.targets[i]) - 2 for i in taught)  # without `</s> __lang__`, which are given
+    if config.decodes:
+        tokens = sum(len(batch.targets[i]) - 2 for i in taught)  # without `</s> __lang__`, which are given
+    else:
+        tokens = sum(len(ids) - 1 for ids in sources)  # the same number, but of all sentences that are read
     total, parts = clean.new_zeros((), dtype=torch.float32), {}
     if config.mt_weight:
         swapped = clean.roll(pairs, 0)

@@ -240,6 +240,19 @@ def test_both_sides_are_pulled_to_the_teacher_and_weights_are_apart(sonar: Sonar
     assert loss.total.item() == pytest.approx(float(loss.parts["mt"][0]) + 2.0 * squared / 8 * loss.count, rel=1e-5)
 
 
+def test_back_translations_are_distilled_without_a_target(sonar: Sonar) -> None:
+    """French is a machine's, English is not the student's language: nothing could be said, all of it can be pulled."""
+    rows = [{k: row[k] for k in ("eng_Latn", "fra_Latn")} for row in ROWS]
+    student = narrow(sonar, ("fra_Latn",))
+    learns = task(student, DISTILL, [Source("back", rows, 1.0, "<MMT_BT_DATA>", ("fra_Latn",))], teacher=sonar)
+    batch = next(learns.batches(0, 1))[0]
+    assert not any(batch.targets) and batch.sources[4:] == [[]] * 4
+    loss = learns.loss(batch)
+    assert loss.count == sum(len(ids) - 1 for ids in batch.sources[:4])
+    total, count = loss.parts["distill"]
+    assert count == 4 and loss.total.item() / loss.count == pytest.approx(float(total) / 4, rel=1e-5)
+
+
 def narrow(sonar: Sonar, languages: tuple[str, ...]) -> Sonar:
     """An encoder of half the width whose pooler gives vectors as wide as the teacher's."""
     torch.manual_seed(1)
