@@ -58,13 +58,14 @@ def space_report(sonar: Sonar, rows: Sequence[dict[str, str]]) -> dict[str, floa
     z_LND = torch.stack([sonar.encode([row[code] for row in rows], code) for code in languages]).double()
     within = z_LND.var(0, correction=0).sum()  # half the mean squared distance of a pair, as every variance
     flat_ND = z_LND.flatten(0, 1)
-    variances_D = torch.linalg.svdvals(flat_ND - flat_ND.mean(0)).square() / len(flat_ND)
-    total = variances_D.sum()
+    centred_ND = flat_ND - flat_ND.mean(0)
+    covariance_DD = centred_ND.T @ centred_ND / len(flat_ND)
+    total = covariance_DD.trace()  # sum l; and sum l^2 is the squared norm: no decomposition, which would fail on NaN
     return {
         "language_gap": float(within / len(rows) * len(languages) / (len(languages) - 1) / total),
         "spread": float(total.sqrt()),
         "relative_spread": float((total / flat_ND.square().sum(1).mean()).sqrt()),
-        "effective_dimension": float(total.square() / variances_D.square().sum()),
+        "effective_dimension": float(total.square() / covariance_DD.square().sum()),
     }
 
 

@@ -62,7 +62,7 @@ def fragility_curve(
     A level of s adds noise of standard deviation s times the vector's own root mean square, as `sonarkit story --noise`
     does; every level has the same noise directions. The noisy vector then is sqrt(1 + s^2) times as long.
 
-    After section 2.4.2 ("fragility") of the LCM paper (arXiv 2412.08821), which differs in two things: it mixes
+    After the LCM paper (arXiv 2412.08821, on the fragility of SONAR's space), which differs in two things: it mixes
     sqrt(1 - a) of the vector, normalised by centre and inter-quartile range, with sqrt(a) of noise, so that lengths stay
     (s = sqrt(a / (1 - a)) where the space is centred and equally wide in all directions), and it compares vectors in
     another encoder. `judge` is that encoder, texts to vectors (n, E); without it the codec judges itself, which is kinder.

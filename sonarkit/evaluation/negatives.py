@@ -1,4 +1,4 @@
-"""Hard negatives for xsim++: English sentences that differ in little and mean something else (arXiv 2306.12907, section 2).
+"""Hard negatives for xsim++: English sentences that differ in little and mean something else (arXiv 2306.12907).
 
 1. `entity_pool` collects the corpus' named entities by kind: months, weekdays, peoples and their languages, places, names.
 2. `hard_negatives` alters one thing of a sentence at a time:

@@ -89,12 +89,14 @@ def evaluate_codec(
     for code in others:
         tell(f"searching {code}")
         x = z[code][distinct]
-        table[code] |= {"xsim": 100 * xsim_error(x, y), "xsim_back": 100 * xsim_error(y, x)}
-        table[code]["accuracy"] = 50 * sum(search_accuracy(x, y))
+        table[code] |= {"xsim": 100 * xsim_error(x, y, progress=True), "xsim_back": 100 * xsim_error(y, x, progress=True)}
+        table[code]["accuracy"] = 50 * sum(search_accuracy(x, y, progress=True))
         if pivot == ENGLISH:
-            found = xsim_plus_plus(x, y, z_negatives, [kind for kind, _ in negatives])
+            found = xsim_plus_plus(x, y, z_negatives, [kind for kind, _ in negatives], progress=True)
             table[code]["xsim_plus_plus"] = 100 * found.error
-            table[code]["xsim_plus_plus_by_kind"] = {kind: 100 * share for kind, share in found.by_kind.items()}
+            table[code]["xsim_plus_plus_by_kind"] = {
+                kind: 100 * found.by_kind.get(kind, 0.0) for kind in (*KINDS, "other sentence")
+            }
     report: Report = {
         "model": sonar.name,
         "fingerprint": sonar.fingerprint(),
@@ -165,16 +167,17 @@ def table_of(report: Report) -> str:
         lines.append(f"{name:<12}" + "".join(f"{row[key]:9.1f}" if key in row else " " * 9 for key in keys).rstrip())
     if by_kind := report["mean"].get("xsim_plus_plus_by_kind"):
         many = ", ".join(f"{count} {kind}" for kind, count in report["negatives"].items())
-        lines.append(
-            f"xsim++ among {many}; confused with " + ", ".join(f"{kind} {share:.1f} %" for kind, share in by_kind.items())
-        )
+        shares = ", ".join(f"{kind} {share:.1f} %" for kind, share in by_kind.items())
+        lines.append(f"xsim++ among {many}; confused with {shares}")
     if space := report.get("space"):
         lines.append("space: " + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in space.items()))
     if noisy := report.get("fragility"):
-        lines.append(f"noise on {noisy['lang']}: half of the BLEU is left at {noisy['half']:.2f}")
-        lines += [
-            f"{row['noise']:12.2f}{row['bleu']:9.1f}{row['chrf']:9.1f}   cosine {row['cosine']:.3f}" for row in noisy["levels"]
-        ]
+        half = (
+            "more than half of the BLEU at every level" if noisy["half"] is None else f"half of the BLEU at {noisy['half']:.2f}"
+        )
+        lines.append(f"noise on {noisy['lang']}: {half}")
+        for level in noisy["levels"]:
+            lines.append("{noise:<12.2f}{bleu:9.1f}{chrf:9.1f}   cosine {cosine:.3f}".format(**level))
     lines += [f"alarm: {alarm}" for alarm in report.get("alarms", [])] + [f"note: {note}" for note in report["notes"]]
     counted = dict.fromkeys(one["bleu"] for one in report["signatures"].values())
     chrf = next(iter(report["signatures"].values()))["chrf"]
