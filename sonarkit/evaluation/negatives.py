@@ -20,12 +20,12 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
 Kind = Literal["causality", "entity", "number"]
 KINDS: tuple[Kind, ...] = ("causality", "entity", "number")
-Pool = Mapping[str, Sequence[str]]  # names of entities by their kind
 
 
 def _words(text: str) -> list[str]:
@@ -98,11 +98,22 @@ _WORD = re.compile(r"\d[\d.,:]*\d(?:st|nd|rd|th)?|\d(?:st|nd|rd|th)?|[^\W\d_]+(?
 _ENDS = re.compile(r"(?:^|(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)[.]|[!?:…\"“”„«»'‘])\W*$")
 
 
-def entity_pool(sentences: Iterable[str]) -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class EntityPool:
+    """Named entities by their kind, and the kind of each."""
+
+    names: Mapping[str, Sequence[str]]
+    kinds: Mapping[str, str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", {name: kind for kind, names in self.names.items() for name in names})
+
+
+def entity_pool(sentences: Iterable[str]) -> EntityPool:
     """The named entities of an English corpus by kind ("month", "weekday", "people", "place", "name"), sorted.
 
-    Months, weekdays and peoples are closed lists, of which the pool has all. A place is what is known
-    for one, or follows a word like "in" at least once in four times; others are names.
+    Months, weekdays and peoples are closed lists, of which the pool has all. A place is what is known for one, or follows a
+    word like "in" at least once in four times; others are names.
     """
     counts: Counter[str] = Counter()
     placed: Counter[str] = Counter()
@@ -117,10 +128,10 @@ def entity_pool(sentences: Iterable[str]) -> dict[str, list[str]]:
     for name in sorted(counts):
         if name not in _CLOSED:
             pool.setdefault("place" if 4 * placed[name] >= counts[name] else "name", []).append(name)
-    return pool
+    return EntityPool(pool)
 
 
-def hard_negatives(sentence: str, pool: Pool, seed: int = 0, most: int = 5) -> list[tuple[Kind, str]]:
+def hard_negatives(sentence: str, pool: EntityPool, seed: int = 0, most: int = 5) -> list[tuple[Kind, str]]:
     """At most `most` altered copies of an English sentence of each kind, all different; [] where nothing can be altered.
 
     What is altered and into what is drawn at random by `seed` and the sentence, so that the same sentence has the same
@@ -130,7 +141,7 @@ def hard_negatives(sentence: str, pool: Pool, seed: int = 0, most: int = 5) -> l
     seen = {sentence}
     for kind, changes in (("causality", _causality), ("entity", _entities), ("number", _numbers)):
         draw = random.Random(f"{seed} {kind} {sentence}")
-        options = [list(alternatives) for alternatives in changes(sentence, pool)]
+        options = [list(alternatives) for alternatives in changes(sentence, pool, draw, most)]
         for alternatives in options:
             draw.shuffle(alternatives)
         draw.shuffle(options)
@@ -150,10 +161,9 @@ def _in_turns(options: list[list[str]]) -> Iterator[str]:
 # ---------------------------------------------------------------------- the three kinds: for each place its alternatives
 
 
-def _causality(sentence: str, pool: Pool) -> Iterator[list[str]]:
+def _causality(sentence: str, pool: EntityPool, draw: random.Random, most: int) -> Iterator[list[str]]:
     words = list(_WORD.finditer(sentence))
     lower = [word[0].lower().replace("’", "'") for word in words]
-    known = {name for names in pool.values() for name in names}
     question = sentence.rstrip("\"'”’ ").endswith("?")
     for i, word in enumerate(words):
         here, before = lower[i], lower[i - 1] if i else ""
@@ -167,10 +177,10 @@ def _causality(sentence: str, pool: Pool) -> Iterator[list[str]]:
         elif here == "not" and i and sentence[words[i - 1].end() : word.start()].isspace():
             yield [sentence[: words[i - 1].end()] + sentence[word.end() :]]
         elif here in _AUXILIARIES and after not in ("not", "never", "") and not (question and i == 0) and before != "and":
-            subject_follows = after in _SUBJECTS or (i + 1 < len(words) and words[i + 1][0] in known)
+            subject_follows = after in _SUBJECTS or (i + 1 < len(words) and words[i + 1][0] in pool.kinds)
             if not subject_follows:
                 yield [sentence[: word.end()] + " not" + sentence[word.end() :]]
-        elif i and (before in _SUBJECTS or words[i - 1][0] in known) and not (i > 1 and lower[i - 2] in _INVERTED):
+        elif i and (before in _SUBJECTS or words[i - 1][0] in pool.kinds) and not (i > 1 and lower[i - 2] in _INVERTED):
             adjacent = sentence[words[i - 1].end() : word.start()] == " "
             past = here in _PAST or (len(here) > 4 and here.endswith("ed"))
             if adjacent and not question and (past or here in _PRESENT):
@@ -182,15 +192,13 @@ _FIXED = {("well", "as"), ("left", "the"), ("left", "for"), ("last", "night"), (
           ("right", "now"), ("like", "a"), ("like", "an"), ("like", "the"), ("much", "more"), ("first", "name")}  # fmt: skip
 
 
-def _entities(sentence: str, pool: Pool) -> Iterator[list[str]]:
+def _entities(sentence: str, pool: EntityPool, draw: random.Random, most: int) -> Iterator[list[str]]:
     for start, end in _mentions(sentence, pool):
-        name = sentence[start:end]
-        kind = _CLOSED.get(name) or next((kind for kind, names in pool.items() if name in names), None)
-        yield [_replaced(sentence, (start, end), other) for other in pool.get(kind or "", ()) if other not in sentence]
+        others = [name for name in pool.names[pool.kinds[sentence[start:end]]] if name not in sentence]
+        yield [_replaced(sentence, (start, end), name) for name in draw.sample(others, min(most, len(others)))]
 
 
-def _numbers(sentence: str, pool: Pool) -> Iterator[list[str]]:
-    draw = random.Random(sentence)
+def _numbers(sentence: str, pool: EntityPool, draw: random.Random, most: int) -> Iterator[list[str]]:
     for word in _WORD.finditer(sentence):
         here = word[0].lower()
         if here in _NUMBERS:
@@ -255,15 +263,14 @@ def _capitalised(sentence: str) -> Iterator[tuple[int, int]]:
         yield run
 
 
-def _mentions(sentence: str, pool: Pool) -> Iterator[tuple[int, int]]:
+def _mentions(sentence: str, pool: EntityPool) -> Iterator[tuple[int, int]]:
     """Where the pool's entities stand, and at the beginning, too."""
-    known = {name for names in pool.values() for name in names}
     inside = list(_capitalised(sentence))
     for word in _WORD.finditer(sentence):
         text = re.split(r"['’]", word[0])[0]
-        if _initial(sentence, word.start()) and text in known and text != "May":
+        if _initial(sentence, word.start()) and text in pool.kinds and text != "May":
             yield word.start(), word.start() + len(text)
-    yield from (place for place in inside if sentence[slice(*place)] in known)
+    yield from (place for place in inside if sentence[slice(*place)] in pool.kinds)
 
 
 def _is_entity(word: re.Match[str], words: list[re.Match[str]], i: int) -> bool:

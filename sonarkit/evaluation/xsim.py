@@ -42,7 +42,9 @@ def best_matches(
     One pass over the blocks of the similarity matrix gives both sides' neighbours. A second goes only over those x whose
     best neighbour by margin might still be beaten: no y beyond the neighbours has a cosine above the last one's, nor a
     smaller mean than the least of all. Products are float32 whatever the vectors are. Memory: `working_memory`. `progress`
-    shows a bar on a terminal, after two seconds. Raises ValueError for vectors of different width, and where there are fewer than two y.
+    shows a bar on a terminal, after two seconds.
+
+    Raises ValueError for vectors of different width, and where there are fewer than two y.
     """
     if x_ND.ndim != 2 or y_MD.ndim != 2 or x_ND.shape[1] != y_MD.shape[1] or not len(x_ND) or len(y_MD) < 2 or neighbours < 1:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sonarkit.evaluation.negatives import KINDS, MONTHS, entity_pool, hard_negatives
+from sonarkit.evaluation.negatives import KINDS, MONTHS, EntityPool, entity_pool, hard_negatives
 
 CORPUS = [
     "Yesterday Tom met Mary in Boston.",
@@ -22,11 +22,11 @@ def altered(sentence: str, kind: str, most: int = 100, seed: int = 0) -> set[str
 
 
 def test_the_pool_knows_names_from_places_and_from_first_words() -> None:
-    assert POOL["name"] == ["Anna", "Mary", "Peter Smith", "Tom", "Weber"]
-    assert POOL["place"] == ["Boston", "Lyon"]  # Lyon stands once after "near", once after "to"
-    assert POOL["month"] == MONTHS and "German" in POOL["people"]
+    assert POOL.names["name"] == ["Anna", "Mary", "Peter Smith", "Tom", "Weber"]
+    assert POOL.names["place"] == ["Boston", "Lyon"]  # Lyon stands once after "near", once after "to"
+    assert POOL.names["month"] == MONTHS and "German" in POOL.names["people"]
     for word in ("Yesterday", "Bring", "Hello", "I", "Dr"):
-        assert all(word not in names for names in POOL.values())
+        assert all(word not in names for names in POOL.names.values())
 
 
 @pytest.mark.parametrize(
@@ -105,4 +105,6 @@ def test_they_are_few_different_and_the_same_each_time() -> None:
     assert any(not text.startswith("Tom") for text in swapped) and any(
         "Boston" not in text for text in swapped
     )  # all places in turn
-    assert not hard_negatives("", POOL) and not hard_negatives("...", POOL) and not hard_negatives("The garden.", {})
+    assert (
+        not hard_negatives("", POOL) and not hard_negatives("...", POOL) and not hard_negatives("Tom met Mary.", EntityPool({}))
+    )
