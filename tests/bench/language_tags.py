@@ -28,8 +28,9 @@ from torch import Tensor
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.errors import user_errors
-from sonarkit.evaluation.__main__ import aligned_rows, told
+from sonarkit.evaluation.__main__ import told
 from sonarkit.evaluation.codec import corpus_bleu, distinct_rows
+from sonarkit.evaluation.sets import rows_of
 from sonarkit.evaluation.xsim import xsim_error
 
 Row = dict[str, str]
@@ -268,7 +269,7 @@ def main(
     stories = told("test")
     sonar = Sonar.from_pretrained(codec, device=device)
     languages = [code for code in stories[0] if code in sonar.languages]
-    sentences = aligned_rows(stories, 1)
+    sentences = rows_of("storyworld:test")
     sample = sentences[:: len(sentences) // rows][:rows]
     pool = sentences[:: len(sentences) // searched][:searched]
     pool = [pool[i] for i in distinct_rows(pool)]

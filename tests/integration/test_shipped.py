@@ -8,8 +8,9 @@ import pytest
 
 import sonarkit as sk
 from sonarkit.core.paths import asset
-from sonarkit.evaluation.__main__ import aligned_rows, told
+from sonarkit.evaluation.__main__ import told
 from sonarkit.evaluation.codec import codec_report
+from sonarkit.evaluation.sets import rows_of
 from sonarkit.evaluation.stories import story_report
 
 FLOOR_AUTOENCODING, FLOOR_TRANSLATION = (
@@ -33,7 +34,7 @@ def test_the_weights_are_small_and_have_their_cards() -> None:
 
 
 def test_the_codec_says_and_translates_the_sentences_of_unseen_stories(model: sk.SonarLLM) -> None:
-    rows = aligned_rows(told("test"), every=140)
+    rows = rows_of("storyworld:test", every=140)
     report = codec_report(model.sonar, rows, beam_size=1, all_pairs=False)
     assert len(rows) >= 30
     assert min(report[f"bleu_{code}"] for code in rows[0]) >= FLOOR_AUTOENCODING
