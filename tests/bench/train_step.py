@@ -15,12 +15,15 @@ need. Language tokens are not counted in either loss, so that both can be compar
 
 In bfloat16 both run under autocast; ours also with the frozen decoder held in bfloat16, where autocast has nothing to convert.
 Each time is the best of `--rounds` rounds in which the two take turns; memory is the peak of a
-process of its own during one step, beyond the weights that stood before it.
+process of its own during one step, beyond the weights that stood before it: gradients are in it, and what the allocator keeps
+of freed tensors (glibc 2.36 cannot use the holes left by tensors of up to 32 MiB again, which costs ours, whose tensors are
+smaller, some 700 MiB; with MALLOC_MMAP_THRESHOLD_=16777216 in the environment they are given back at once).
 """
 
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import json
 import subprocess
@@ -279,6 +282,7 @@ def measure(model: SonarLLM, documents: list[Document], options: Options) -> Non
         step = ours(held(model) if options.measure == "held" else model, documents, dtype)
     model.sonar.encoder = nn.Identity()  # type: ignore[assignment]  # its work is done
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what building has freed must not be taken for free memory
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = _status("VmRSS")
     step()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sonarkit.codec.config import codec_config
 from sonarkit.codec.decoder import Decoder
@@ -57,6 +60,52 @@ def test_losses_are_gathered_for_the_right_sentence_whatever_the_order() -> None
     alone = [decoder.token_losses(z[i : i + 1], *pack([targets[i]]))[0] for i in range(3)]
     assert len(losses) == 3 + 1 + 2  # pieces and </s>, not the language token
     torch.testing.assert_close(together, sum(alone), rtol=1e-6, atol=1e-5)
+
+
+def test_a_decoder_held_in_bfloat16_keeps_its_residual_stream_in_float32() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(CONFIG.decoder, 16, 23, 20).eval().requires_grad_(False)
+    held = copy.deepcopy(decoder).to(torch.bfloat16)
+    stream: list[torch.dtype] = []
+    for module in (held.layers[0].attention_norm, held.layers[1].ffn_norm, held.norm):
+        module.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0].dtype))
+    z, targets = torch.randn(3, 16, requires_grad=True), pack([[3, 20, 7, 8, 3], [3, 20, 3], [3, 20, 5, 3]])
+    found = []
+    for each in (decoder, held):
+        with torch.autocast("cpu", torch.bfloat16):
+            total, losses = each.token_losses(z, *targets)
+        assert losses.dtype == torch.float32
+        found.append((losses, *torch.autograd.grad(total, z)))
+    assert stream == [torch.float32] * 3
+    for one, other in zip(*found):
+        assert 0 < (one - other).norm() < 0.02 * one.norm()
+
+
+def test_a_frozen_decoder_computes_no_gradient_of_its_weights_and_keeps_nothing_for_it() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(CONFIG.decoder, 16, 23, 20).eval()
+    z, (targets, packing) = torch.randn(3, 16, requires_grad=True), pack([[3, 20, 7, 8, 3], [3, 20, 3], [3, 20, 5, 3]])
+    sizes, gradients = [], []
+    for trained in (True, False):
+        decoder.requires_grad_(trained)
+        kept: dict[int, int] = {}
+
+        def keep(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            total, _ = decoder.token_losses(z, targets, packing)
+        for parameter in decoder.parameters():
+            kept.pop(parameter.untyped_storage().data_ptr(), None)
+        total.backward()
+        sizes.append(sum(kept.values()))
+        gradients.append(z.grad)
+        assert all((p.grad is not None) == trained for p in decoder.parameters())
+        z.grad = None
+        decoder.zero_grad(set_to_none=True)
+    torch.testing.assert_close(*gradients)
+    assert sizes[1] < 0.6 * sizes[0]
 
 
 def test_positions_are_those_of_fairseq() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -25,21 +26,47 @@ def test_spread_gives_each_token_its_sequence_row() -> None:
     assert packing.spread(rows)[:, 0].tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
-def test_attention_equals_padded_attention_with_a_mask() -> None:
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("longest_plain", [0, 3, 128])  # all by the fused kernel, the longest block only, none
+def test_attention_and_its_gradient_equal_padded_attention_with_a_mask(
+    monkeypatch: pytest.MonkeyPatch, causal: bool, longest_plain: int
+) -> None:
+    monkeypatch.setattr("sonarkit.core.packing.PLAIN_LENGTHS", (longest_plain, longest_plain))
     torch.manual_seed(0)
     heads, width, lengths = 2, 8, [3, 1, 4, 3]
     packing = packing_of(lengths)
-    padded = torch.randn(4, 4, 3 * width, dtype=torch.float64)
+    padded = torch.randn(4, 4, 3 * width, dtype=torch.float64, requires_grad=True)
     flat = torch.cat([padded[i, : lengths[i]] for i in packing.order_N.tolist()])
-    for causal in (False, True):
-        mask = torch.arange(4) < torch.tensor(lengths)[:, None]
-        allowed = mask[:, None, None, :].expand(-1, -1, 4, -1)
-        if causal:
-            allowed = allowed & torch.ones(4, 4, dtype=torch.bool).tril()
-        query, key, value = padded.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        expected = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed).transpose(1, 2).flatten(2)
-        expected = torch.cat([expected[i, : lengths[i]] for i in packing.order_N.tolist()])
-        torch.testing.assert_close(packing.attention(flat, heads, causal), expected, rtol=0, atol=1e-12)
+    mask = torch.arange(4) < torch.tensor(lengths)[:, None]
+    allowed = mask[:, None, None, :].expand(-1, -1, 4, -1)
+    if causal:
+        allowed = allowed & torch.ones(4, 4, dtype=torch.bool).tril()
+    query, key, value = padded.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed).transpose(1, 2).flatten(2)
+    expected = torch.cat([expected[i, : lengths[i]] for i in packing.order_N.tolist()])
+    attended = packing.attention(flat, heads, causal)
+    torch.testing.assert_close(attended, expected, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(packing.attention(flat.detach(), heads, causal), expected, rtol=0, atol=1e-12)
+    weights = torch.randn_like(expected)
+    ours, plain = (torch.autograd.grad((x * weights).sum(), padded, retain_graph=True)[0] for x in (attended, expected))
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+
+
+def test_attention_in_bfloat16_stays_near_that_in_float32() -> None:
+    torch.manual_seed(0)
+    packing = packing_of([5, 9, 9])
+    qkv = torch.randn(23, 3 * 32)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = qkv.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            attended = packing.attention(x, 4, causal=True)
+        (gradient,) = torch.autograd.grad(attended.square().sum(), x)
+        assert attended.dtype == gradient.dtype == dtype
+        results.append((attended.float(), gradient.float()))
+    for exact, rounded in zip(*results):
+        assert 0 < (exact - rounded).norm() < 0.02 * exact.norm()
 
 
 def test_chunks_hold_everything_once_within_the_budget() -> None:
