@@ -39,12 +39,12 @@ def best_matches(
     definition. LASER's code looks for the best margin only `among` the neighbours of x: on `mini` that changed up to 2 answers
     of 49 on handwritten sentences and 3 of 742 on Tatoeba's.
 
-    One pass over the blocks of the similarity matrix gives both sides' neighbours. A second goes only over those x whose
-    best neighbour by margin might still be beaten: no y beyond the neighbours has a cosine above the last one's, nor a
-    smaller mean than the least of all. Products are float32 whatever the vectors are. Memory: `working_memory`. `progress`
+    One pass over the blocks of the similarity matrix gives both sides' neighbours. A second looks for what may still beat the
+    best neighbour of an x: beyond its neighbours no cosine is above the last one's, so only y with a small mean can.
+    Products are float32 whatever the vectors are. Memory: `working_memory`. `progress`
     shows a bar on a terminal, after two seconds.
 
-    Raises ValueError for vectors of different width, and where there are fewer than two y.
+    Raises ValueError for vectors of different width, and where there are fewer than two y, and for NaN.
     """
     if x_ND.ndim != 2 or y_MD.ndim != 2 or x_ND.shape[1] != y_MD.shape[1] or not len(x_ND) or len(y_MD) < 2 or neighbours < 1:
         raise ValueError(
@@ -57,19 +57,21 @@ def best_matches(
     index_x = torch.zeros(len(x_ND), k_x, dtype=torch.long, device=device)
     near_y = torch.full((len(y_MD), k_y), -torch.inf, device=device)
     bar = tqdm(total=len(x_ND), desc="xsim", unit=" sentences", disable=None if progress else True, leave=False, delay=2)
-    for rows in _slices(len(x_ND), chunk):
-        x = _unit(x_ND[rows])
+    for lines in _slices(len(x_ND), chunk):
+        x = _unit(x_ND[lines])
         for columns in _slices(len(y_MD), chunk):
             cosines = x @ _unit(y_MD[columns]).T
             values, found = _largest(cosines, k_x, 1)
-            values, found = torch.cat([near_x[rows], values], 1), torch.cat([index_x[rows], found + columns.start], 1)
-            near_x[rows], best = values.topk(k_x, 1)
-            index_x[rows] = found.gather(1, best)
+            values, found = torch.cat([near_x[lines], values], 1), torch.cat([index_x[lines], found + columns.start], 1)
+            near_x[lines], best = values.topk(k_x, 1)
+            index_x[lines] = found.gather(1, best)
             if score == "margin":
                 values, _ = _largest(cosines, k_y, 0)
                 near_y[columns] = torch.cat([near_y[columns], values], 1).topk(k_y, 1).values
         bar.update(len(x))
     bar.close()
+    if near_x.isnan().any() or near_y.isnan().any():
+        raise ValueError("the vectors hold NaN or infinity; check what produced them")
     if score == "cosine":
         return index_x[:, 0]
     mean_x, mean_y = near_x.mean(1), near_y.mean(1)
@@ -77,15 +79,19 @@ def best_matches(
     winner = index_x.gather(1, best[:, None])[:, 0]
     if among == "neighbours" or k_x == len(y_MD):
         return winner
-    least = mean_x + mean_y.min()
-    open_x = ((least <= 0) | (2 * near_x[:, -1].clamp(min=0) / least >= margins)).nonzero()[:, 0]
-    for part in open_x.split(chunk):
+    by_mean = mean_y.argsort()
+    highest = torch.where(margins > 0, 2 * near_x[:, -1].clamp(min=0) / margins, torch.inf) - mean_x  # mean of a y that may win
+    open_N = torch.searchsorted(mean_y[by_mean], highest + 1e-6, right=True)  # that many of by_mean
+    rows = open_N.argsort()[int((open_N == 0).sum()) :]
+    for part in rows.split(chunk) if len(rows) else ():
         x, margins_x = _unit(x_ND[part]), margins[part]
-        for columns in _slices(len(y_MD), chunk):
-            highest, at = (2 * (x @ _unit(y_MD[columns]).T) / (mean_x[part, None] + mean_y[columns])).max(1)
-            better = highest > margins_x
-            winner[part[better]] = at[better] + columns.start
-            margins_x = torch.maximum(margins_x, highest)
+        for columns in _slices(int(open_N[part[-1]]), chunk):
+            candidates = by_mean[columns]
+            cosines = x @ _unit(y_MD[candidates]).T
+            best_x, at = cosines.mul_(2).div_(mean_x[part, None] + mean_y[candidates]).max(1)
+            better = best_x > margins_x
+            winner[part[better]] = candidates[at[better]]
+            margins_x = torch.maximum(margins_x, best_x)
     return winner
 
 

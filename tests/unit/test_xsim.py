@@ -53,6 +53,19 @@ def test_the_second_pass_finds_what_is_beyond_the_neighbours() -> None:
     assert torch.equal(near, margins.masked_fill(~inside, -1).argmax(1))  # as LASER's code has it
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_any_sizes_and_any_crowding(seed: int) -> None:
+    """Few or many on either side, on one side of the origin or around it, where means may be negative: always the best margin."""
+    draw = torch.Generator().manual_seed(seed)
+    n, m, width, chunk = (
+        int(torch.randint(low, high, (1,), generator=draw)) for low, high in ((1, 200), (2, 200), (2, 12), (5, 250))
+    )
+    shift, lengths = float(torch.rand(1, generator=draw)), 1 + torch.rand(m, 1, generator=draw)
+    x, y = torch.randn(n, width, generator=draw) + shift, torch.randn(m, width, generator=draw) * lengths + shift
+    margins, found = plain(x, y), best_matches(x, y, chunk=chunk)
+    torch.testing.assert_close(margins.gather(1, found[:, None])[:, 0], margins.max(1).values, rtol=1e-4, atol=1e-4)
+
+
 def test_cosine_alone_and_half_precision() -> None:
     x, y = pairs(300, 400, 16, 0.7)
     nearest = (F.normalize(x, dim=1) @ F.normalize(y, dim=1).T).argmax(1)
@@ -109,6 +122,12 @@ def test_bad_input_is_named() -> None:
             best_matches(*args)
     with pytest.raises(ValueError, match="at least 2"):
         xsim_error(x[:1], x[:1])
+    for one in (float("nan"), float("inf")):
+        broken = x.clone()
+        broken[1, 2] = one
+        for pair in ((x, broken), (broken, x)):
+            with pytest.raises(ValueError, match="NaN or infinity"):
+                best_matches(*pair)
     with pytest.raises(ValueError, match="1 negatives and 2 kinds"):
         xsim_plus_plus(x, x, x[:1], ["number", "entity"])
 
