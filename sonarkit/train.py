@@ -196,7 +196,7 @@ def train_codec(run: CodecRun, world: World) -> Evaluation:
         f"{sum(p.numel() for p in sonar.parameters()) / 1e6:.1f}M parameters, "
         + ", ".join(f"{len(s.rows)} rows of {s.name}" for s in sources),
     )
-    valid = [row for story in storyworld.stories(20, split="valid") for row in aligned(story.sentences)]
+    valid = [row for story in storyworld.stories(20, split="valid") for row in storyworld.aligned(story.sentences)]
 
     task = CodecTask(
         sonar,
@@ -215,14 +215,9 @@ def storyworld_rows(stories: int, seed: int) -> list[Row]:
     unique = {
         row["eng_Latn"] + "\n" + row["deu_Latn"]: row
         for s in storyworld.stories(stories, seed=seed)
-        for row in aligned(s.sentences)
+        for row in storyworld.aligned(s.sentences)
     }
     return list(unique.values())
-
-
-def aligned(sentences: dict[str, list[str]]) -> list[Row]:
-    """A story's sentences by language -> its rows, one sentence in all languages each."""
-    return [dict(zip(sentences, row)) for row in zip(*sentences.values())]
 
 
 def _tokenizer(run: CodecRun, sources: list[Source], world: World) -> Tokenizer:

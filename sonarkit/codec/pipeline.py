@@ -163,7 +163,7 @@ class Sonar(nn.Module):
 
         `tokenizer` is the SentencePiece model, by default the encoder folder's `sentencepiece.bpe.model`.
         """
-        reading, speaking = _hub_folder(encoder), _hub_folder(decoder)
+        reading, speaking = hub_folder(encoder), hub_folder(decoder)
         hints = replace(weights.hints_of_huggingface(reading), decoder_heads=weights.hints_of_huggingface(speaking).decoder_heads)
         spm = Tokenizer(Path(tokenizer) if tokenizer else _sentencepiece_file(reading), languages)
         return cls._from_sides(reading, speaking, spm, hints, device, dtype)
@@ -184,7 +184,7 @@ class Sonar(nn.Module):
         cross-attention keeps the values and loses queries and keys. SONAR was initialised so (arXiv 2308.11466, 4.1);
         it must be trained before its vectors mean anything.
         """
-        path = _hub_folder(folder)
+        path = hub_folder(folder)
         spm = Tokenizer(Path(tokenizer) if tokenizer else _sentencepiece_file(path), languages)
         return cls._from_sides(path, path, spm, weights.hints_of_huggingface(path), device, dtype)
 
@@ -481,7 +481,7 @@ def _batches(ids: list[list[int]], budget: int, progress: bool, what: str) -> It
     bar.close()
 
 
-def _hub_folder(name: str | Path) -> Path:
+def hub_folder(name: str | Path) -> Path:
     """A folder of Hugging Face's: one that is there, or a repository's name, downloaded to the hub's cache."""
     if Path(name).is_dir():
         return Path(name)

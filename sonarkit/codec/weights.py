@@ -55,11 +55,11 @@ def open_side(path: Path, side: Side) -> SideFile:
     FileNotFoundError when there is none, ValueError when it is cut short, holds more than tensors, is the other side's,
     or has a layout that is not known.
     """
-    found = {name: tensor for file in _files(path) for name, tensor in _read(file).items()}
+    found = {name: tensor for file in weight_files(path) for name, tensor in read_weights(file).items()}
     return _in_fairseq2_names(path, found, side)
 
 
-def _files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     """The weight files at `path`: itself, or what a Hugging Face folder lists."""
     if path.is_file():
         return [path]
@@ -78,7 +78,7 @@ def _files(path: Path) -> list[Path]:
     raise FileNotFoundError(f"{path} has neither model.safetensors nor pytorch_model.bin, whole or in shards")
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path) -> dict[str, Tensor]:
     """All tensors of a file, memory-mapped, under flat names; wrapping keys (`model`, `state_dict`) are taken off."""
     if not file.stat().st_size:
         raise ValueError(f"{file} is empty; download it again")

@@ -20,22 +20,12 @@ import tyro
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.errors import user_errors
-from sonarkit.core.paths import data_folder
 from sonarkit.evaluation.codec import codec_report
-from sonarkit.evaluation.sets import rows_of
+from sonarkit.evaluation.sets import rows_of, stories_of
 from sonarkit.evaluation.stories import story_report
 from sonarkit.models.sonar_llm import SonarLLM
-from sonarkit.text.corpora import read_jsonl
 
 Corpus = Literal["valid", "test", "unseen", "handwritten"]
-
-
-def told(corpus: Corpus) -> list[dict[str, list[str]]]:
-    """The stories of a shipped set: sentences by language, aligned."""
-    if corpus == "handwritten":
-        rows = [row for _, row in read_jsonl(data_folder() / "handwritten.jsonl")]
-        return [{code: sentences for code, sentences in row.items() if code != "title"} for row in rows]
-    return [row["sentences"] for _, row in read_jsonl(data_folder() / "storyworld" / f"{corpus}.jsonl")]
 
 
 def spec_of(corpus: Corpus) -> str:
@@ -89,7 +79,7 @@ def stories(
         out: Also write the numbers there as JSON.
     """
     llm = SonarLLM.from_pretrained(model)
-    prompts = [" ".join(story[lang][:2]) for story in told(corpus)[:count]]
+    prompts = [" ".join(story[lang][:2]) for story in stories_of(spec_of(corpus))[:count]]
     began = time.monotonic()
     with torch.no_grad():
         found = llm.generate(prompts, lang, beam_size=beam_size)

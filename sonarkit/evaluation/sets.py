@@ -14,21 +14,21 @@ so nothing here fetches it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet
 
 from sonarkit.core.paths import data_folder
-from sonarkit.text.bitext import held_out, read_aligned
+from sonarkit.text.bitext import Row, held_out, read_aligned
 from sonarkit.text.corpora import read_jsonl, read_lines
 from sonarkit.text.languages import SONAR_LANGUAGES, UnknownLanguageError, resolve
+from sonarkit.text.storyworld import aligned
 
 STORYWORLD = ("test", "valid", "unseen")
 SPLITS = ("devtest", "dev")
 COLUMNS = ("text", "iso_639_3", "iso_15924")  # of FLORES+
-Row = dict[str, str]  # a sentence by language
 
 
 def rows_of(spec: str | Path, languages: Sequence[str] = (), every: int = 1) -> list[Row]:
@@ -65,6 +65,17 @@ def spoken(rows: Sequence[Row], languages: Sequence[str]) -> list[Row]:
     return [{code: row[code] for code in have} for row in rows]
 
 
+def stories_of(spec: str) -> list[dict[str, list[str]]]:
+    """The stories of a shipped set: the sentences of each by language, aligned."""
+    if spec == "handwritten":
+        stories = [row for _, row in read_jsonl(data_folder() / "handwritten.jsonl")]
+        return [{code: told for code, told in story.items() if code != "title"} for story in stories]
+    name = spec.removeprefix("storyworld:")
+    if name not in STORYWORLD:
+        raise ValueError(f"no set {spec!r}; expected storyworld:{', storyworld:'.join(STORYWORLD)}")
+    return [row["sentences"] for _, row in read_jsonl(data_folder() / "storyworld" / f"{name}.jsonl")]
+
+
 def _one_of(typed: str, have: Sequence[str], spec: str | Path) -> str:
     try:
         return resolve(typed, have)
@@ -73,14 +84,8 @@ def _one_of(typed: str, have: Sequence[str], spec: str | Path) -> str:
 
 
 def _read(spec: str) -> list[Row]:
-    if spec == "handwritten":
-        stories = [row for _, row in read_jsonl(data_folder() / "handwritten.jsonl")]
-        return _sentences({code: told for code, told in story.items() if code != "title"} for story in stories)
-    if spec.startswith("storyworld:"):
-        name = spec.removeprefix("storyworld:")
-        if name not in STORYWORLD:
-            raise ValueError(f"no set {spec!r}; expected storyworld:{', storyworld:'.join(STORYWORLD)}")
-        return _sentences(row["sentences"] for _, row in read_jsonl(data_folder() / "storyworld" / f"{name}.jsonl"))
+    if spec == "handwritten" or spec.startswith("storyworld:"):
+        return [row for story in stories_of(spec) for row in aligned(story)]
     name, _, part = (spec, "", "") if Path(spec).exists() or "@" not in spec else spec.rpartition("@")
     path = Path(name)
     if path.is_dir():
@@ -99,10 +104,6 @@ def _read(spec: str) -> list[Row]:
     if part and any("eng_Latn" not in row for row in rows):
         raise ValueError(f"{spec}: rows are held out by their English side, and some have none")
     return [row for row in rows if held_out(row["eng_Latn"])] if part else rows
-
-
-def _sentences(stories: Iterator[Mapping[str, Sequence[str]]] | Sequence[Mapping[str, Sequence[str]]]) -> list[Row]:
-    return [dict(zip(story, sentences)) for story in stories for sentences in zip(*story.values())]
 
 
 # ---------------------------------------------------------------------- FLORES

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sonarkit.codec import weights
-from sonarkit.codec.pipeline import _hub_folder
+from sonarkit.codec.pipeline import hub_folder
 from sonarkit.core import checkpoint as checkpoints
 from sonarkit.core import memory
 from sonarkit.models.backbone import BackboneConfig
@@ -61,12 +61,14 @@ def read(checkpoint: str | Path, config: str | Path | None = None) -> Official:
     """Open a checkpoint: a file with `config`, its JSON; a folder with `config.json`; or the name of a repository."""
     path = Path(checkpoint)
     if isinstance(checkpoint, str) and not path.exists() and path.suffix not in (".pt", ".bin", ".safetensors", ".json"):
-        path = _hub_folder(checkpoint)
-    files = weights._files(path)
+        path = hub_folder(checkpoint)
+    files = weights.weight_files(path)
     if config is None and not path.is_dir():
         raise ValueError(f"{path} does not tell the shape of its model; pass config=, the JSON of its Llama")
     backbone = read_config(Path(config) if config is not None else path / "config.json")
-    tensors = {name: tensor for file in files for name, tensor in weights._read(file).items() if not _UNUSED.fullmatch(name)}
+    tensors = {
+        name: tensor for file in files for name, tensor in weights.read_weights(file).items() if not _UNUSED.fullmatch(name)
+    }
     projection = tensors.get("forward_proj.linear.weight")
     if projection is None:
         told = ", ".join(sorted(tensors)[:4])

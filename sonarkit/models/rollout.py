@@ -159,7 +159,7 @@ def tell(
     fresh_B = counts
     round_number = 0
     while active:
-        predicted_BD = _noisy(model.advance(fresh_BSD, context, fresh_B), config.noise, generator)
+        predicted_BD = noisy(model.advance(fresh_BSD, context, fresh_B), config.noise, generator)
         codes = [told_in[i] for i in active]
         found = sonar.search(predicted_BD, codes, config.search, seed=None if seed is None else seed + round_number)
         said = _judge(sonar, predicted_BD, [hypotheses[0] for hypotheses in found], codes, config, end_D)
@@ -215,10 +215,10 @@ def candidates(
 
     context = model.start(1, len(head))
     predicted_1D = model.advance(sonar.encode(head, languages)[None], context, torch.tensor([len(head)]))
-    first_1D = _noisy(predicted_1D, config.noise, generator)
+    first_1D = noisy(predicted_1D, config.noise, generator)
     copies = 2 * (count - 1)
     steps_K1 = torch.linspace(0, 1, copies + 1, device=predicted_1D.device)[1:, None]
-    others_KD = _noisy(predicted_1D.expand(copies, -1), spread * steps_K1, generator)
+    others_KD = noisy(predicted_1D.expand(copies, -1), spread * steps_K1, generator)
     # What is drawn depends on the other rows of a batch: the first must be drawn alone, as `tell` would draw it.
     batches = [first_1D, others_KD] if config.search.sample else [torch.cat([first_1D, others_KD])]
     found = [
@@ -259,8 +259,11 @@ def _end_direction(sonar: Sonar) -> Tensor:
     return F.normalize(sonar.encode([END_OF_SEQUENCE], END_LANGUAGE)[0], dim=0)
 
 
-def _noisy(vectors_BD: Tensor, noise: float | Tensor, generator: torch.Generator | None) -> Tensor:
-    """Add Gaussian noise, relative to each vector's root mean square; nothing is drawn for a noise of 0."""
+def noisy(vectors_BD: Tensor, noise: float | Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Add Gaussian noise, relative to each vector's root mean square; nothing is drawn for a noise of 0.
+
+    Drawn on the CPU, from torch's global generator unless told.
+    """
     if isinstance(noise, float | int) and not noise:
         return vectors_BD
     scale_B1 = noise * vectors_BD.square().mean(1, keepdim=True).sqrt()

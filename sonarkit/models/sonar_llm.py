@@ -118,7 +118,7 @@ class SonarLLM(nn.Module):
         packing = packing_of([len(d.targets) - 1 for d in documents], self.device)
         context_TD = torch.cat([d.vectors_SD[:-1] for d in documents]).to(self.device)
         if context_noise and self.training:
-            context_TD = noisy(context_TD, context_noise)
+            context_TD = rollout.noisy(context_TD, context_noise)
         x_TH = self.forward_proj(context_TD).to(self.forward_proj.weight.dtype)  # autocast must not round the residual stream
         predicted_TD = self.reverse_proj(self.backbone(x_TH, packing))
         ids_T, sentences = pack(targets, self.device)
@@ -258,12 +258,6 @@ def with_own_decoder(sonar: Sonar) -> Sonar:
     )
     own.name = sonar.name
     return own
-
-
-def noisy(vectors_TD: Tensor, noise: float) -> Tensor:
-    """Each vector with Gaussian noise of `noise` times its root mean square in every dimension."""
-    scale_T1 = noise * vectors_TD.square().mean(-1, keepdim=True).sqrt()
-    return vectors_TD + scale_T1 * torch.randn_like(vectors_TD)
 
 
 def sum_of_own_tokens(losses_T: Tensor, packing: Packing) -> Tensor:

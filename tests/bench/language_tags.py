@@ -28,10 +28,10 @@ from torch import Tensor
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.errors import user_errors
-from sonarkit.evaluation.__main__ import told
 from sonarkit.evaluation.codec import corpus_bleu, distinct_rows
-from sonarkit.evaluation.sets import rows_of
+from sonarkit.evaluation.sets import rows_of, stories_of
 from sonarkit.evaluation.xsim import xsim_error
+from sonarkit.text.storyworld import aligned
 
 Row = dict[str, str]
 
@@ -266,14 +266,14 @@ def main(
         out: Also write the numbers there as JSON.
     """
     began = time.monotonic()
-    stories = told("test")
+    stories = stories_of("storyworld:test")
     sonar = Sonar.from_pretrained(codec, device=device)
     languages = [code for code in stories[0] if code in sonar.languages]
     sentences = rows_of("storyworld:test")
     sample = sentences[:: len(sentences) // rows][:rows]
     pool = sentences[:: len(sentences) // searched][:searched]
     pool = [pool[i] for i in distinct_rows(pool)]
-    starts = [[dict(zip(story, row)) for row in zip(*story.values())] for story in stories[:: len(stories) // pairs][:pairs]]
+    starts = [aligned(story) for story in stories[:: len(stories) // pairs][:pairs]]
     two_clauses = clauses(sentences)
     report = {
         "wrong tag": wrong_tag(sonar, sample, pool, languages),

@@ -8,9 +8,8 @@ import pytest
 
 import sonarkit as sk
 from sonarkit.core.paths import asset
-from sonarkit.evaluation.__main__ import told
 from sonarkit.evaluation.codec import codec_report
-from sonarkit.evaluation.sets import rows_of
+from sonarkit.evaluation.sets import rows_of, stories_of
 from sonarkit.evaluation.stories import story_report
 
 FLOOR_AUTOENCODING, FLOOR_TRANSLATION = (
@@ -43,7 +42,7 @@ def test_the_codec_says_and_translates_the_sentences_of_unseen_stories(model: sk
 
 
 def test_stories_go_on_and_end(model: sk.SonarLLM) -> None:
-    prompts = [" ".join(story["eng_Latn"][:2]) for story in told("test")[:16]]
+    prompts = [" ".join(story["eng_Latn"][:2]) for story in stories_of("storyworld:test")[:16]]
     report = story_report(model.generate(prompts, beam_size=1))
     assert report["stopped_end"] + report["stopped_loop"] >= 0.8
     assert report["repeated_sentences"] <= 0.1

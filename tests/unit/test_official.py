@@ -185,7 +185,7 @@ def test_the_name_of_a_repository_is_downloaded_and_that_of_a_file_is_not(
     _safetensors(tmp_path, tensors)
     write_config(tmp_path / "config.json")
     asked: list[str] = []
-    monkeypatch.setattr(official, "_hub_folder", lambda name: asked.append(name) or tmp_path)
+    monkeypatch.setattr(official, "hub_folder", lambda name: asked.append(name) or tmp_path)
     model = SonarLLM.from_official("raxtemur/sonar-llm-100m", sonar=sonar)
     expected = golden["predicted:published"][-1]
     torch.testing.assert_close(model.predict_next(golden["vectors"][None])[0], expected, rtol=0, atol=1e-5)

@@ -18,8 +18,8 @@ from sonarkit.codec.search import SearchConfig
 from sonarkit.core import cross_entropy
 from sonarkit.models import rollout
 from sonarkit.models.backbone import BackboneConfig
-from sonarkit.models.rollout import END_OF_SEQUENCE, RolloutConfig, candidates, generate, tell
-from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig, noisy
+from sonarkit.models.rollout import END_OF_SEQUENCE, RolloutConfig, candidates, generate, noisy, tell
+from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig
 from sonarkit.store.reader import Document
 
 STORIES = [

@@ -13,7 +13,7 @@ languages (`realize`); the words live in `data/storyworld/` (`grammar`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
@@ -22,9 +22,14 @@ from sonarkit.text.storyworld.grammar import CODES, Grammar, GrammarError, load
 from sonarkit.text.storyworld.planner import Entity, Plan, draw_plan
 from sonarkit.text.storyworld.realize import tell
 
-__all__ = ["CODES", "Grammar", "GrammarError", "SPLITS", "Story", "load", "stories", "story", "story_of"]
+__all__ = ["CODES", "Grammar", "GrammarError", "SPLITS", "Story", "aligned", "load", "stories", "story", "story_of"]
 
 SPLITS = ("train", "valid", "test")
+
+
+def aligned(sentences: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    """A story's sentences by language -> its rows, one sentence in all languages each."""
+    return [dict(zip(sentences, row)) for row in zip(*sentences.values())]
 
 
 @dataclass(frozen=True)
