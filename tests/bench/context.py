@@ -16,8 +16,8 @@ FLOPs (`sonarkit/models/flops.py`, held against torch's counter). Forward and ba
                                                 and attention of its layers (less the gradient of the first attention), V
                                                 those of the output projection
 
-For 100M and sentences of 16 tokens that is 0.25 GFLOP + 49 kFLOP S and 7 GFLOP: at 1 024 sentences a step takes 0.7 % more
-than at 8, and the backbone a fifth more. A model of tokens would look at 16 times as many places from 16 times as many.
+For 100M and sentences of 16 tokens that is 0.21 GFLOP + 49 kFLOP S and 7 GFLOP: at 1 024 sentences a step takes 0.7 % more
+than at 8, and the backbone a quarter more. A model of tokens would look at 16 times as many places from 16 times as many.
 """
 
 from __future__ import annotations
