@@ -32,10 +32,11 @@ EXAMPLES = """examples:
   sonarkit encode sentences.txt --out vectors.npy
   sonarkit decode vectors.npy --lang spa_Latn
   sonarkit convert codec --encoder sonar_text_encoder.pt --decoder sonar_text_decoder.pt --tokenizer sentencepiece.model
+  sonarkit evaluate codec mini --on storyworld:test --every 10
   sonarkit lab
 
 Languages are FLORES-200 codes; the shipped mini model speaks eng_Latn, fra_Latn, deu_Latn and spa_Latn.
-`sonarkit evaluate codec` measures a codec. `sonarkit COMMAND --help` tells the options of a command."""
+`sonarkit COMMAND --help` tells the options of a command."""
 
 Texts = Annotated[tuple[str, ...], tyro.conf.Positional]
 

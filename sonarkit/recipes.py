@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from sonarkit.codec.config import CodecConfig, codec_config
-from sonarkit.codec.objectives import ObjectiveConfig
+from sonarkit.codec.config import CodecConfig, PoolerConfig, Pooling, codec_config
+from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig
 from sonarkit.models.backbone import BackboneConfig
+from sonarkit.training.codec_task import Balance
 from sonarkit.training.concept_task import ConceptDataConfig
 from sonarkit.training.loop import TrainConfig
 from sonarkit.training.optimizer import OptimizerConfig
@@ -21,17 +22,40 @@ STORYWORLD_LANGUAGES = ("eng_Latn", "fra_Latn", "deu_Latn", "spa_Latn")
 
 @dataclass(frozen=True)
 class CodecRun:
-    """Train a SONAR codec on StoryWorld and on aligned JSONL files.
+    """Train a SONAR codec on StoryWorld and on bitext.
 
-    `stories` StoryWorld stories are made from the seed. `bitext` files hold rows keyed by language code; of each,
-    every 50th row by a hash of its English side is held out for good. `bitext_share` of the pairs come from them.
-    `pieces` is the size of the SentencePiece vocabulary, trained on the same text.
+    `stories` StoryWorld stories are made from the seed. `bitext` is what `text.bitext.read_bitext` reads (TSV, JSONL, Moses
+    pairs, TMX, hf:NAME), filtered; of each, every 50th row by a hash of its English side is held out for good, and the
+    codec is judged on it. A part may end in `@mined`, `@mmt-bt:LANGUAGE` or `@smt-bt:LANGUAGE`: NLLB's data tags, with the
+    language that a machine wrote. `bitext_share` of the pairs come from bitext, of which each part is drawn from by its rows
+    and `temperature` (1: in proportion; infinity: evenly); within a part `balance` "languages" draws every direction
+    equally often.
+
+    `init` is a codec to go on from, weights and tokenizer, or `nllb:` and an NLLB of Hugging Face's; "" begins with random
+    weights, and with `pieces` SentencePiece pieces trained on the same text. `new_languages` and `new_pieces` are added to it.
+    A `teacher` is followed by `objective.distill_weight`; without `init` the student takes its tokenizer and decoder.
+    `anchors` are the languages of one side of each pair, by default all.
+
+    `tokens_per_step` and `micro_tokens` (target tokens in the mean) decide how many pairs a step and a micro-batch have;
+    None leaves that to `pairs_per_step` and `micro_pairs`. The noise of a `DecoderObjective` is measured by a store's
+    vectors (`spread`), or by sentences of the sources. `judged` says whether evaluations translate validation rows.
+
+    `languages` are those of a codec that begins with random weights. Sides of bitext in languages that the codec does not
+    have are left out, and counted on the console.
     """
 
     train: TrainConfig
-    init: str = ""  # a codec to go on from, weights and tokenizer; "" begins with random weights
-    bitext: tuple[Path, ...] = ()
+    objective: ObjectiveConfig | DecoderObjective = field(default_factory=ObjectiveConfig)
+    init: str = ""
+    teacher: str = ""
+    bitext: tuple[str, ...] = ()
     bitext_share: float = 0.15
+    temperature: float = 1.0
+    balance: Balance = "rows"
+    anchors: tuple[str, ...] = ()
+    new_languages: tuple[str, ...] = ()
+    new_pieces: int = 0
+    spread: Path | None = None
     stories: int = 20_000
     pieces: int = 8000
     width: int = 256
@@ -40,14 +64,35 @@ class CodecRun:
     heads: int = 4
     ffn: int = 1024
     dropout: float = 0.0
+    pooling: Pooling = "mean"
+    pooler_layers: int = 1
     codec_max_tokens: int = 128
     pairs_per_step: int = 40
     micro_pairs: int = 256
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    tokens_per_step: int | None = None
+    micro_tokens: int | None = None
+    judged: bool = True
+    languages: tuple[str, ...] = STORYWORLD_LANGUAGES
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bitext_share <= 1:
+            raise ValueError(f"bitext_share must be in [0, 1], got {self.bitext_share}")
+        if not self.stories and not self.bitext:
+            raise ValueError("there is nothing to learn from: stories is 0 and there is no bitext; give one of them")
+        if self.new_languages and not self.init:
+            raise ValueError("new_languages are added to a codec: name it as init")
+
+    @property
+    def story_share(self) -> float:
+        """The share of the pairs that come from StoryWorld."""
+        if not self.bitext:
+            return 1.0
+        return 1 - self.bitext_share if self.stories else 0.0
 
     def codec_config(self, vocab_size: int) -> CodecConfig:
-        return codec_config(
-            STORYWORLD_LANGUAGES,
+        """The shape of a codec that begins with random weights."""
+        plain = codec_config(
+            self.languages,
             vocab_size,
             self.width,
             self.encoder_layers,
@@ -57,6 +102,34 @@ class CodecRun:
             self.dropout,
             self.codec_max_tokens,
         )
+        pooler = None
+        if self.pooling == "attention":
+            pooler = PoolerConfig(self.width, self.pooler_layers, self.heads, self.ffn, dropout=self.dropout)
+        return replace(plain, encoder=replace(plain.encoder, pooling=self.pooling, pooler=pooler))
+
+
+@dataclass(frozen=True)
+class BitextPart:
+    """A specification that `load_bitext` reads, and the data tag that its end gave it."""
+
+    spec: str
+    tag: str = ""
+    synthetic: tuple[str, ...] = ()
+
+
+def bitext_part(word: str) -> BitextPart:
+    """`web.tsv@mined` or `back.tsv@mmt-bt:deu_Latn` -> its parts. ValueError for a tag that there is not."""
+    spec, at, told = word.rpartition("@")
+    if not at or "/" in told:
+        return BitextPart(word)
+    name, colon, language = told.partition(":")
+    tag = {"mined": "<MINED_DATA>", "mmt-bt": "<MMT_BT_DATA>", "smt-bt": "<SMT_BT_DATA>"}.get(name)
+    if tag is None or bool(colon and language) != (name != "mined"):
+        raise ValueError(
+            f"{word}: expected SPEC, SPEC@mined, SPEC@mmt-bt:LANGUAGE or SPEC@smt-bt:LANGUAGE (what a machine wrote), "
+            f"got the ending @{told}"
+        )
+    return BitextPart(spec, tag, (language,) if language else ())
 
 
 @dataclass(frozen=True)
@@ -105,7 +178,8 @@ class SonarLLMRun:
 
     `epochs`, where given, decides how many steps there are; None leaves that to `train`. `as_published` and `context_noise`
     are those of `SonarLLM.loss`, `train_decoder` that of `SonarLLMConfig`, `activation_checkpointing` and `compile` those of
-    `SonarLLM.use`. With `shard_decoder`, a frozen decoder lies in parts on the ranks, too, under FSDP.
+    `SonarLLM.use`. With `shard_decoder`, a frozen decoder lies in parts on the ranks, too, under FSDP. `frozen` "auto"
+    holds the frozen codec in bfloat16 where products are in bfloat16, at half the memory.
     """
 
     data: Path
@@ -123,6 +197,11 @@ class SonarLLMRun:
     activation_checkpointing: bool = False
     compile: bool = False
     shard_decoder: bool = False
+    frozen: Literal["auto", "float32"] = "auto"
+
+    def holds_bfloat16(self, half: bool) -> bool:
+        """Whether the codec is held in bfloat16, given that products are in it or not; one that learns never is."""
+        return half and self.frozen == "auto" and not self.train_decoder
 
     def __post_init__(self) -> None:
         if self.epochs is not None and not self.epochs > 0:
@@ -143,6 +222,95 @@ def codec_mini() -> CodecRun:
         TrainConfig(Path("runs/codec-mini"), steps=2800, precision="auto", log_every=50, save_every=250, optimizer=optimizer),
         objective=ObjectiveConfig(dae_weight=0.5, dae_share=0.25, noise_ratio=0.0),
     )
+
+
+def codec_mini_decoder() -> CodecRun:
+    """The decoder alone learns from points between translations, the encoder frozen: its vectors stay what they are."""
+    run = codec_mini()
+    optimizer = OptimizerConfig(lr=5e-4, muon=True, warmup_steps=100, schedule="cosine", min_lr_ratio=0.01)
+    return replace(
+        run,
+        train=replace(run.train, out=Path("runs/codec-mini-decoder"), steps=1000, optimizer=optimizer),
+        init="mini",
+        objective=DecoderObjective(),
+    )
+
+
+def codec_mini_language() -> CodecRun:
+    """A codec learns `new_languages` from bitext whose other side it knows: to say nothing new, but to read."""
+    run = codec_mini()
+    return replace(
+        run,
+        train=replace(run.train, out=Path("runs/codec-mini-language"), steps=1000),
+        init="mini",
+        teacher="mini",
+        stories=0,
+        bitext=("bitext.tsv",),
+        new_languages=("ces_Latn",),
+        new_pieces=2000,
+        anchors=STORYWORLD_LANGUAGES,
+        objective=ObjectiveConfig(mt_weight=0, mse_weight=0, dae_weight=0, distill_weight=1),
+    )
+
+
+def codec_mini_student() -> CodecRun:
+    """A smaller encoder learns the vectors of a larger one, whose decoder then says them."""
+    run = codec_mini()
+    return replace(
+        run,
+        train=replace(run.train, out=Path("runs/codec-mini-student"), steps=1000),
+        teacher="mini",
+        encoder_layers=1,
+        objective=ObjectiveConfig(mt_weight=0, mse_weight=0, dae_weight=0, distill_weight=1),
+    )
+
+
+def codec_1b() -> CodecRun:
+    """SONAR as published (arXiv 2308.11466), from NLLB 1B: 24 + 24 layers of 1024, on the bitext given.
+
+    100 000 updates with NLLB's schedule, which the paper says it took (its own public recipe, arXiv 2207.04672): Adam with
+    betas 0.9 and 0.98, 1e-3 after 8 000 warm-up updates, then the inverse square root, about 1.05M target tokens an update,
+    label smoothing 0.1, no clipping, half of the pieces masked for the denoising.
+    """
+    optimizer = OptimizerConfig(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, clip=0.0, warmup_steps=8000, schedule="inverse_sqrt")
+    return CodecRun(
+        TrainConfig(Path("runs/codec-1B"), steps=100_000, precision="auto", log_every=20, save_every=500, optimizer=optimizer),
+        ObjectiveConfig(label_smoothing=0.1),
+        init="nllb:facebook/nllb-200-1.3B",
+        bitext=("bitext.tsv",),
+        temperature=5.0,
+        stories=0,
+        width=1024,
+        encoder_layers=24,
+        decoder_layers=24,
+        heads=16,
+        ffn=8192,
+        dropout=0.1,
+        codec_max_tokens=512,
+        tokens_per_step=1_050_000,
+        micro_tokens=8192,
+    )
+
+
+def codec_1b_decoder() -> CodecRun:
+    """The published codec's decoder tuned on random interpolations, as Meta's "sonar-finetuned" was."""
+    run = codec_1b()
+    return replace(
+        run,
+        train=replace(run.train, out=Path("runs/codec-1B-decoder")),
+        init="runs/codec-1B/final",
+        objective=DecoderObjective(label_smoothing=0.1),
+    )
+
+
+CODEC_RECIPES = {
+    "mini": codec_mini,
+    "mini-decoder": codec_mini_decoder,
+    "mini-language": codec_mini_language,
+    "mini-student": codec_mini_student,
+    "1B": codec_1b,
+    "1B-decoder": codec_1b_decoder,
+}
 
 
 # mini aside, those of arXiv 2508.05305, named by their parameters with a token embedding of 128 256 rows that only the
@@ -181,6 +349,7 @@ def sonar_llm_mini() -> SonarLLMRun:
             optimizer=optimizer,
         ),
         SONAR_LLM_SIZES["mini"],
+        frozen="float32",
         batches=ConceptDataConfig(documents_per_step=32, micro_tokens=16_384),
     )
 
@@ -247,9 +416,9 @@ Family = Literal["codec", "sonar-llm"]
 def recipe(family: str, size: str) -> CodecRun | SonarLLMRun:
     """The run that `train.py FAMILY --size SIZE` starts from. ValueError names the families and sizes there are."""
     if family == "codec":
-        if size != "mini":
-            raise ValueError(f"unknown size {size!r}; the sizes are mini")
-        return codec_mini()
+        if size not in CODEC_RECIPES:
+            raise ValueError(f"unknown size {size!r}; the sizes are {', '.join(CODEC_RECIPES)}")
+        return CODEC_RECIPES[size]()
     if family == "sonar-llm":
         return sonar_llm_summarization() if size == "1.3B-summarization" else sonar_llm(size)
     raise ValueError(f"unknown model family {family!r}; the families are codec, sonar-llm")

@@ -8,12 +8,15 @@
 FAMILY is codec or sonar-llm; --size names the recipe, every field of which is an option (--help lists them).
 A run that was stopped goes on when the same command is given again. With --plan nothing is trained: parameters, memory a GPU,
 FLOPs and days are printed instead, for a store that may not be there yet (TinyStories' size is taken for it); --gpus, --gpu
-(A100, H100, H200, B200 or cpu), --gpu-memory-gb and --mfu say on what.
+(A100, H100, H200, B200 or cpu), --gpu-memory-gb and --mfu say on what, --mean-pieces how long a codec's sentences are.
 """
 
 from __future__ import annotations
 
+import random
 import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # torchrun puts this file's own folder first on sys.path, where our file names would shadow libraries: use its parent.
@@ -24,22 +27,27 @@ from dataclasses import dataclass, replace  # noqa: E402
 
 import torch  # noqa: E402
 import tyro  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from sonarkit import recipes  # noqa: E402
+from sonarkit.codec.extend import extended  # noqa: E402
+from sonarkit.codec.objectives import DecoderObjective  # noqa: E402
 from sonarkit.codec.pipeline import SHIPPED, Sonar  # noqa: E402
 from sonarkit.codec.published import PUBLISHED  # noqa: E402
 from sonarkit.core import config as configs  # noqa: E402
 from sonarkit.core.distributed import World, barrier, print0, start, stop  # noqa: E402
 from sonarkit.core.errors import user_errors  # noqa: E402
-from sonarkit.evaluation.codec import codec_report  # noqa: E402
+from sonarkit.evaluation.codec import codec_report, space_alarms, space_report  # noqa: E402
 from sonarkit.evaluation.stories import story_report  # noqa: E402
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig  # noqa: E402
 from sonarkit.recipes import CodecRun, MixturePart, SonarLLMRun  # noqa: E402
 from sonarkit.store.reader import Store  # noqa: E402
 from sonarkit.text import storyworld  # noqa: E402
-from sonarkit.text.bitext import held_out, read_aligned  # noqa: E402
+from sonarkit.text.bitext import Bitext, Row, held_out, load_bitext, mixing_weights  # noqa: E402
+from sonarkit.text.languages import SONAR_LANGUAGES  # noqa: E402
 from sonarkit.text.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
-from sonarkit.training.codec_task import CodecTask, Row, Source  # noqa: E402
+from sonarkit.training.codec_plan import codec_plan  # noqa: E402
+from sonarkit.training.codec_task import CodecTask, Source  # noqa: E402
 from sonarkit.training.concept_task import ConceptTask, LossOptions  # noqa: E402
 from sonarkit.training.loop import Evaluation, train  # noqa: E402
 from sonarkit.training.plan import TINY_STORIES, CorpusSize, codec_shape, plan  # noqa: E402
@@ -79,7 +87,9 @@ def parse(arguments: list[str]) -> CodecRun | SonarLLMRun:
             raise ValueError("--steps and --epochs both say how long to train; give one of them")
         base = replace(base, epochs=None)
     prog = f"train.py {family} --size {size}"
-    return tyro.cli(type(base), prog=prog, args=rest, default=base, config=(tyro.conf.OmitArgPrefixes,))
+    return tyro.cli(
+        type(base), prog=prog, args=rest, default=base, config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
+    )
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Machine:
     gpu: str = "H100"
     gpu_memory_gb: float | None = None
     mfu: float = 0.4
+    mean_pieces: float = 25.0
 
 
 def dry_run(arguments: list[str]) -> str:
@@ -97,7 +108,7 @@ def dry_run(arguments: list[str]) -> str:
     machine, rest = tyro.cli(Machine, args=arguments, return_unknown_args=True, add_help=False)
     run = parse(rest)
     if isinstance(run, CodecRun):
-        raise ValueError("--plan is for sonar-llm; a codec's run is not planned yet")
+        return _dry_codec_run(run, machine)
     parts = run.mixture or (MixturePart(run.data),)
     sizes = [CorpusSize.of(Store(part.store).manifest) for part in parts if (Path(part.store) / "manifest.json").is_file()]
     corpus = sum_of(sizes) if sizes else TINY_STORIES
@@ -115,11 +126,33 @@ def dry_run(arguments: list[str]) -> str:
         device_memory=machine.gpu_memory_gb and machine.gpu_memory_gb * 1e9,
         mfu=machine.mfu,
         train_decoder=run.train_decoder,
-        frozen=torch.float32,  # as `train_sonar_llm` holds the codec
+        frozen=None if run.holds_bfloat16(half=True) else torch.float32,
         shard_decoder=run.shard_decoder,
         checkpointing=run.activation_checkpointing,
     )
     return found.table()
+
+
+NLLB_VOCABULARY = 256_206  # and SONAR's
+
+
+def _dry_codec_run(run: CodecRun, machine: Machine) -> str:
+    """A codec's; its shape is that of `init` where that is here, else the recipe's, then with NLLB's vocabulary."""
+    here = run.init and (run.init in SHIPPED or (Path(run.init) / "config.json").is_file()) and "nllb:" not in run.init
+    config = codec_shape(run.init) if here else run.codec_config(NLLB_VOCABULARY if run.init else run.pieces + 8)
+    counted = 2 * (machine.mean_pieces + 1)  # target tokens of a pair
+    return codec_plan(
+        config,
+        run.objective,
+        run.train,
+        pairs_per_step=run.tokens_per_step / counted if run.tokens_per_step else run.pairs_per_step,
+        micro_pairs=run.micro_tokens / counted if run.micro_tokens else run.micro_pairs,
+        pieces=machine.mean_pieces,
+        gpus=machine.gpus,
+        device=machine.gpu,
+        device_memory=machine.gpu_memory_gb and machine.gpu_memory_gb * 1e9,
+        mfu=machine.mfu,
+    )
 
 
 def sum_of(sizes: list[CorpusSize]) -> CorpusSize:
@@ -139,6 +172,8 @@ def train_sonar_llm(run: SonarLLMRun, world: World) -> Evaluation:
     settings = run.train
     if run.epochs is not None:
         settings = replace(settings, steps=recipes.steps_of(run.epochs, documents, run.batches.documents_per_step))
+    if run.holds_bfloat16(run.train.in_bfloat16(world.device)):
+        sonar.to(torch.bfloat16)
     torch.manual_seed(run.train.seed)
     codec = run.codec if run.codec in (*SHIPPED, *PUBLISHED) else str(Path(run.codec).resolve())  # to be found from any folder
     config = SonarLLMConfig(run.backbone, sonar.config.width, codec, fingerprint, run.train_decoder)
@@ -180,24 +215,17 @@ def _begun(name: str, config: SonarLLMConfig, sonar: Sonar) -> SonarLLM:
 
 def train_codec(run: CodecRun, world: World) -> Evaluation:
     """Train a SONAR codec on StoryWorld and bitext; the tokenizer is trained first, or found in the run's folder."""
-    rows = storyworld_rows(run.stories, run.train.seed)
-    sources = [Source("storyworld", rows, 1 - run.bitext_share if run.bitext else 1.0)]
-    for path in run.bitext:
-        pairs = [row for row in read_aligned(path) if not held_out(row.get("eng_Latn", ""))]
-        sources.append(Source(path.name, pairs, run.bitext_share / len(run.bitext)))
+    corpora = [_bitext(word, _known(run), world) for word in run.bitext]
+    sources = [Source.of(corpus, run.bitext_share * share) for corpus, share in zip(corpora, _shares(corpora, run.temperature))]
+    if run.stories:
+        sources.insert(0, Source("storyworld", storyworld_rows(run.stories, run.train.seed), run.story_share))
+    teacher = Sonar.from_pretrained(run.teacher) if run.teacher else None
     torch.manual_seed(run.train.seed)
-    if run.init:
-        sonar = Sonar.from_pretrained(run.init)
-    else:
-        tokenizer = _tokenizer(run, sources, world)
-        sonar = Sonar(run.codec_config(tokenizer.size), tokenizer)
-    print0(
-        world,
-        f"{sum(p.numel() for p in sonar.parameters()) / 1e6:.1f}M parameters, "
-        + ", ".join(f"{len(s.rows)} rows of {s.name}" for s in sources),
-    )
-    valid = [row for story in storyworld.stories(20, split="valid") for row in storyworld.aligned(story.sentences)]
-
+    sonar = _codec(run, sources, teacher, world)
+    spread_D = None
+    if isinstance(run.objective, DecoderObjective) and run.objective.vector_noise:
+        spread_D = _spread(run, sonar, sources)
+    judged = _judged(run, sonar.languages) if run.judged else {}
     task = CodecTask(
         sonar,
         sources,
@@ -205,9 +233,106 @@ def train_codec(run: CodecRun, world: World) -> Evaluation:
         pairs_per_step=run.pairs_per_step,
         micro_pairs=run.micro_pairs,
         seed=run.train.seed,
-        evaluate=lambda sonar: codec_report(sonar, valid, beam_size=1),
+        evaluate=lambda sonar: codec_evaluation(sonar, judged),
+        teacher=teacher,
+        balance=run.balance,
+        anchors=run.anchors or None,
+        spread_D=spread_D,
+        tokens_per_step=run.tokens_per_step,
+        micro_tokens=run.micro_tokens,
+    )
+    print0(
+        world,
+        f"{sum(p.numel() for p in task.model.parameters()) / 1e6:.1f}M parameters, {task.pairs_per_step} pairs a step from "
+        + ", ".join(f"{len(s.rows)} rows of {s.name} ({s.weight:.0%})" for s in sources),
     )
     return train(task, run.train, world)
+
+
+def _known(run: CodecRun) -> set[str]:
+    """The languages that the run's codec, or its teacher, will have."""
+    begun = run.init or run.teacher
+    if begun.startswith("nllb:"):
+        return {*SONAR_LANGUAGES, *run.new_languages}
+    return {*codec_shape(begun).languages, *run.new_languages} if begun else set(run.languages)
+
+
+def _bitext(word: str, known: set[str], world: World) -> Bitext:
+    """A corpus in languages that are known, without the rows that are held out for good."""
+    part = recipes.bitext_part(word)
+    corpus = load_bitext(part.spec, tag=part.tag, synthetic=part.synthetic)
+    unknown = Counter(code for row in corpus.rows for code in row if code not in known)
+    told = ", ".join(f"{number} sides in {code}" for code, number in unknown.items())
+    print0(world, corpus.report() + (f"; left out: {told}, which the codec does not have" if told else ""))
+    rows = [{code: text for code, text in row.items() if code in known} for row in corpus.rows]
+    kept = [row for row in rows if len(row) > 1 and not held_out(row.get("eng_Latn", ""))]
+    if not kept:
+        raise ValueError(f"{word}: no row has two of the languages {', '.join(sorted(known)[:12])}, and is not held out")
+    return replace(corpus, rows=kept)
+
+
+def _shares(corpora: Sequence[Bitext], temperature: float) -> list[float]:
+    return mixing_weights([len(corpus.rows) for corpus in corpora], temperature) if corpora else []
+
+
+def _codec(run: CodecRun, sources: Sequence[Source], teacher: Sonar | None, world: World) -> Sonar:
+    """What a run begins with: random weights, a codec, an NLLB, or a student of its teacher; with new languages added."""
+    texts = [text for source in sources for row in source.rows[:: max(1, len(source.rows) // 40_000)] for text in row.values()]
+    if run.init:
+        kind, _, folder = run.init.partition("nllb:")
+        sonar = Sonar.from_nllb(folder) if folder and not kind else Sonar.from_pretrained(run.init)
+        if run.new_languages or run.new_pieces:
+            sonar = extended(sonar, run.new_languages, texts, run.new_pieces)
+        return sonar.train()
+    if teacher is None:
+        tokenizer = _tokenizer(run, texts, world)
+        return Sonar(run.codec_config(tokenizer.size), tokenizer)
+    shape = replace(run, languages=teacher.languages).codec_config(teacher.tokenizer.size)
+    sonar = Sonar(replace(shape, width=teacher.config.width, decoder=teacher.config.decoder), teacher.tokenizer)
+    sonar.decoder.load_state_dict(teacher.decoder.state_dict())
+    return sonar
+
+
+def _judged(run: CodecRun, languages: Sequence[str]) -> dict[str, list[Row]]:
+    """The rows on which a run is judged: StoryWorld's, and a hundred of each bitext's held out."""
+    sets = {}
+    if run.stories:
+        sets["storyworld"] = [
+            row for story in storyworld.stories(20, split="valid") for row in storyworld.aligned(story.sentences)
+        ]
+    for word in run.bitext:
+        rows = [{c: t for c, t in row.items() if c in languages} for row in load_bitext(recipes.bitext_part(word).spec).rows]
+        kept = [row for row in rows if held_out(row.get("eng_Latn", "")) and set(row) == set(rows[0]) and len(row) > 1]
+        if len(kept) > 1:
+            sets[Path(word).name.partition(".")[0]] = kept[:100]
+    return sets
+
+
+def codec_evaluation(sonar: Sonar, sets: Mapping[str, list[Row]]) -> Evaluation:
+    """BLEU, xsim and the state of the space on each of several sets of aligned rows; the first one's keys are plain."""
+    results: Evaluation = {}
+    for i, (name, rows) in enumerate(sets.items()):
+        prefix = f"{name}_" if i else ""
+        space = space_report(sonar, rows)
+        found = {**codec_report(sonar, rows, beam_size=1), **space}
+        results |= {prefix + key: value for key, value in found.items()}
+        if alarms := space_alarms(space, len(rows) * len(rows[0]), sonar.config.width):
+            results[f"{prefix}alarms"] = "; ".join(alarms)
+    return results
+
+
+def _spread(run: CodecRun, sonar: Sonar, sources: Sequence[Source], sentences: int = 2000) -> Tensor:
+    """(D,) standard deviation of each dimension: of a store's vectors, or of sentences drawn from the sources."""
+    rng, texts, codes = random.Random(run.train.seed), [], []
+    if run.spread:
+        store = Store(run.spread, sonar.fingerprint())
+        drawn = rng.sample(range(len(store)), min(sentences, len(store)))
+        return torch.cat([torch.from_numpy(store[i].vectors_SD.astype("float32")) for i in drawn]).std(0)
+    for source in rng.choices(sources, [source.weight for source in sources], k=sentences):
+        code, text = rng.choice(sorted(rng.choice(source.rows).items()))
+        texts.append(text)
+        codes.append(code)
+    return sonar.encode(texts, codes).std(0)
 
 
 def storyworld_rows(stories: int, seed: int) -> list[Row]:
@@ -220,15 +345,12 @@ def storyworld_rows(stories: int, seed: int) -> list[Row]:
     return list(unique.values())
 
 
-def _tokenizer(run: CodecRun, sources: list[Source], world: World) -> Tokenizer:
-    """Train the tokenizer on a sample of every source, once a run: a resumed run finds it in its folder."""
+def _tokenizer(run: CodecRun, texts: Sequence[str], world: World) -> Tokenizer:
+    """Train the tokenizer on `texts`, once a run: a resumed run finds it in its folder."""
     folder = run.train.out / "tokenizer"
     if world.rank == 0 and not (folder / "tokenizer.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        sample = [
-            text for source in sources for row in source.rows[:: max(1, len(source.rows) // 40_000)] for text in row.values()
-        ]
-        train_tokenizer(sample, run.pieces, recipes.STORYWORLD_LANGUAGES).save(folder)
+        train_tokenizer(texts, run.pieces, run.languages).save(folder)
     barrier(world)
     return Tokenizer.load(folder)
 

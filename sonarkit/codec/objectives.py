@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,8 +39,7 @@ class ObjectiveConfig:
     `noise_ratio` of the pieces (not of the words) are covered by masked spans (mean length `noise_span`), each replaced by
     one `<unk>`, NLLB's denoising with replace-length 1. Words are as SentencePiece has them: a sentence without spaces,
     such as a Chinese one, is a single word. With none of the three it is plain auto-encoding, of the vectors at hand.
-    `dae_share` of the sentences of a batch are denoised; the loss is weighted up so that the expectation is that of
-    all of them.
+    Each sentence is denoised with probability `dae_share`; the loss is weighted up, so its expectation is that of all.
     """
 
     mt_weight: float = 1.0
@@ -99,17 +98,46 @@ class DecoderObjective:
 
 
 @dataclass(frozen=True)
+class PerPair:
+    """Means over the pairs of a run: by them losses of unlike counts are added up before any count is known globally."""
+
+    tokens: float  # that are counted
+    sentences: float  # that the encoder reads, 1 or 2
+
+
+@dataclass(frozen=True)
 class PairBatch:
     """N sentence pairs: token ids of both sides' sources and targets, 2 N of each, side a first, then side b.
 
     A target that the decoder is not to learn, such as a machine's translation, is []. So are source and target of a side b
     in a language that only the teacher knows. `teacher_sources` are the N sides b as the teacher's tokenizer has them.
+
+    Damage, points between vectors and noise depend on `noise_seed` and on the pair's place in the step (`places`, by default
+    that in the batch): a resumed run repeats them, and neither cutting nor ranks change them. `per_pair` are the run's
+    means, by default the batch's own.
     """
 
     sources: list[list[int]]  # __lang__ [<DATA_TAG>] pieces </s>
     targets: list[list[int]]  # </s> __lang__ pieces </s>
-    noise_seed: str  # damage, points between vectors and noise depend on nothing else, so a resumed run repeats them
+    noise_seed: str
     teacher_sources: list[list[int]] | None = None
+    places: list[int] | None = None
+    per_pair: PerPair | None = None
+
+    @property
+    def pairs(self) -> int:
+        return len(self.sources) // 2
+
+    def rng(self, i: int) -> random.Random:
+        """The random numbers of sentence i."""
+        side, pair = divmod(i, self.pairs)
+        return random.Random(f"{self.noise_seed}-{self.places[pair] if self.places else pair}-{side}")
+
+    def tokens(self, decoded: bool) -> int:
+        """The pieces and `</s>` of all targets, or where nothing is `decoded` of all sources: what is counted."""
+        if decoded:
+            return sum(len(ids) - 2 for ids in self.targets if ids)  # without `</s> __lang__`, which are given
+        return sum(len(ids) - 1 for ids in self.sources if ids)  # the same number, but of all sentences that are read
 
 
 # ---------------------------------------------------------------------- noise
@@ -158,12 +186,13 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
 
     MT and DAE are in nats per target token, MSE is the squared distance per dimension and pair, distillation the squared
     distance per dimension of each side, a and b, to the teacher's vector of side b, `teacher_vectors` (N, D). They share one
-    divisor, the number of target tokens, so a distance is counted once per token of its pair: the weights mean what
-    they mean in the paper, where each term is a mean. (Over the micro-batch: cut otherwise, pairs weigh a little differently.)
+    divisor, the number of target tokens, so a distance is counted once per token that a pair has in the mean
+    (`batch.per_pair`): the weights mean what they mean in the paper, where each term is a mean, and sums over any cutting
+    into batches are the same.
 
     Raises ValueError for distillation without vectors of a teacher or with such of another width.
     """
-    device, pairs, rng = sonar.device, len(batch.sources) // 2, random.Random(batch.noise_seed)
+    device, pairs, mean = sonar.device, batch.pairs, batch.per_pair or per_pair([batch], config.decodes)
     known = [i for i, ids in enumerate(batch.sources) if ids]
     if len(known) < 2 * pairs and (config.decodes or config.mse_weight):
         raise ValueError("a side in a language that the codec does not know can only be distilled; set the other weights to 0")
@@ -171,41 +200,47 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
     sources = [batch.sources[i] for i in known]
     denoised: list[int] = []
     if config.dae_weight:
-        denoised = rng.sample(taught, max(1, round(config.dae_share * len(taught))))
+        rngs = {i: batch.rng(i) for i in taught}
+        denoised = [i for i in taught if rngs[i].random() < config.dae_share]
         if config.damages:
-            sources += [damaged(batch.sources[i], sonar.tokenizer, config, rng) for i in denoised]
+            sources += [damaged(batch.sources[i], sonar.tokenizer, config, rngs[i]) for i in denoised]
     z = sonar.encoder(*pack(sources, device))
     clean, noisy = z[: len(known)], z[len(known) :] if config.damages else z[denoised]
 
-    if config.decodes:
-        tokens = sum(len(batch.targets[i]) - 2 for i in taught)  # without `</s> __lang__`, which are given
-    else:
-        tokens = sum(len(ids) - 1 for ids in sources)  # the same number, but of all sentences that are read
     total, parts = clean.new_zeros((), dtype=torch.float32), {}
     if config.mt_weight:
         swapped = clean.roll(pairs, 0)
         targets = pack([batch.targets[i] for i in taught], device)
-        nats, _ = sonar.decoder.token_losses(_rows(swapped, taught), *targets, label_smoothing=config.label_smoothing)
+        nats, losses = sonar.decoder.token_losses(_rows(swapped, taught), *targets, label_smoothing=config.label_smoothing)
         total = total + config.mt_weight * nats
-        parts["mt"] = (nats.detach(), float(tokens))
+        parts["mt"] = (nats.detach(), float(len(losses)))
     if config.mse_weight or config.decodes:
         first, second = clean[:pairs], clean[pairs:]
         first = first.detach() if config.mse_gradient == "second" else first
         second = second.detach() if config.mse_gradient == "first" else second
         squared = (first - second).square().mean(1).sum()
         if config.mse_weight:
-            total = total + config.mse_weight * squared * (tokens / pairs)
+            total = total + config.mse_weight * mean.tokens * squared
         parts["mse"] = (squared.detach(), float(pairs))
     if denoised:
         targets = pack([batch.targets[i] for i in denoised], device)
         nats, losses = sonar.decoder.token_losses(noisy, *targets, label_smoothing=config.label_smoothing)
-        total = total + config.dae_weight * nats * (tokens / len(losses))
+        total = total + config.dae_weight / config.dae_share * nats
         parts["dae"] = (nats.detach(), float(len(losses)))
+    elif config.dae_weight:
+        parts["dae"] = (total.detach() * 0, 0.0)
     if config.distill_weight:
         squared = (clean - _of_teacher(teacher_vectors, pairs, clean)[[i % pairs for i in known]]).square().mean(1).sum()
-        total = total + config.distill_weight * squared * (tokens / len(known))
+        total = total + config.distill_weight * mean.tokens / mean.sentences * squared
         parts["distill"] = (squared.detach(), float(len(known)))
-    return LossSum(total, float(tokens), parts)
+    return LossSum(total, float(batch.tokens(config.decodes)), parts)
+
+
+def per_pair(batches: Iterable[PairBatch], decoded: bool) -> PerPair:
+    """What a pair of these batches has in the mean; `decoded` as in `PairBatch.tokens`."""
+    counts = [(batch.tokens(decoded), sum(map(bool, batch.sources)), batch.pairs) for batch in batches]
+    tokens, sentences, pairs = map(sum, zip(*counts))
+    return PerPair(tokens / pairs, sentences / pairs)
 
 
 def decoder_loss(sonar: Sonar, batch: PairBatch, objective: DecoderObjective, spread_D: Tensor | None = None) -> LossSum:
@@ -214,25 +249,27 @@ def decoder_loss(sonar: Sonar, batch: PairBatch, objective: DecoderObjective, sp
     The vectors x of the translation and y of the sentence itself come from the encoder in evaluation mode and without a
     gradient. The decoder learns the sentence from x + u (y - x), u uniform in [0, 1) for each pair and direction, plus noise of
     `objective.vector_noise` times `spread_D` (D,), the standard deviation of each dimension: of a store's vectors, or
-    without it of the batch's. Random numbers depend on `batch.noise_seed` only.
+    without it of the batch's.
     """
     training = sonar.encoder.training
     sonar.encoder.eval()
     with torch.no_grad():
         own_ND = sonar.encoder(*pack(batch.sources, sonar.device))
     sonar.encoder.train(training)
-    generator = torch.Generator().manual_seed(random.Random(batch.noise_seed).getrandbits(63))
+    generators = [torch.Generator().manual_seed(batch.rng(i).getrandbits(63)) for i in range(len(own_ND))]
     z_ND = own_ND
     if objective.interpolate:
-        other_ND = own_ND.roll(len(own_ND) // 2, 0)
-        z_ND = other_ND + torch.rand(len(own_ND), 1, generator=generator).to(own_ND) * (own_ND - other_ND)
+        other_ND = own_ND.roll(batch.pairs, 0)
+        point_N = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+        z_ND = other_ND + point_N[:, None].to(own_ND) * (own_ND - other_ND)
     if objective.vector_noise:
         if spread_D is not None and spread_D.shape != own_ND.shape[1:]:
             raise ValueError(
                 f"spread_D must have one value for each of {own_ND.shape[1]} dimensions, got {tuple(spread_D.shape)}"
             )
         spread_D = own_ND.std(0) if spread_D is None else spread_D.to(own_ND)
-        z_ND = z_ND + objective.vector_noise * spread_D * torch.randn(own_ND.shape, generator=generator).to(own_ND)
+        noise_ND = torch.stack([torch.randn(own_ND.shape[1], generator=generator) for generator in generators])
+        z_ND = z_ND + objective.vector_noise * spread_D * noise_ND.to(own_ND)
     taught = [i for i, ids in enumerate(batch.targets) if ids]
     targets = pack([batch.targets[i] for i in taught], sonar.device)
     nats, losses = sonar.decoder.token_losses(_rows(z_ND, taught), *targets, label_smoothing=objective.label_smoothing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -225,11 +225,17 @@ class Sonar(nn.Module):
         model = self.tokenizer.model
         checkpoint.write_atomically(folder / "sentencepiece.source.model", lambda path: path.write_bytes(model))
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write `config.json`, `model.safetensors` (in `dtype`) and the tokenizer; atomic file by file."""
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype = torch.float16, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write `config.json`, `model.safetensors` (in `dtype`) and the tokenizer; atomic file by file.
+
+        `weights` are written instead of the codec's own, where those lie in parts on several ranks.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in self.state_dict().items()}
+        state = self.state_dict() if weights is None else weights
+        tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
         checkpoint.write_safetensors(folder / "model.safetensors", tensors, {"format": FORMAT})
         self.tokenizer.save(folder)
         configs.save(self.config, folder / "config.json")

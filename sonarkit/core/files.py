@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from sonarkit.core.checkpoint import write_atomically
@@ -74,19 +75,7 @@ class RemoteFolder(Folder):
     """A folder behind a URL."""
 
     def __init__(self, url: str) -> None:
-        try:
-            import fsspec.core
-        except ImportError as error:
-            raise ValueError(f"{url} needs a package: pip install fsspec{_and_its_own(url)}") from error
-        try:
-            # no cache of listings: other ranks write into the folder
-            self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        except ImportError as error:
-            raise ValueError(f"{url} needs a package ({error}): pip install fsspec{_and_its_own(url)}") from error
-        except ValueError as error:
-            raise ValueError(
-                f"{url} is no place that fsspec knows ({error}); expected a folder, s3://, gs:// or the like"
-            ) from error
+        self._files, self._root = _behind(url)
         self.url = url
 
     def __str__(self) -> str:
@@ -127,6 +116,58 @@ class RemoteFolder(Folder):
     def remove(self, names: Iterable[str]) -> None:
         if paths := [self._at(name) for name in names]:
             self._files.rm(paths)
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file behind a URL, to be read from its beginning to its end; as much of a `Path` as reading takes."""
+
+    url: str
+    path: str
+    files: Any = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        file: IO[bytes] = self.files.open(self.path, mode)
+        return file
+
+
+def remote_files(url: str) -> list[RemoteFile]:
+    """The file at a URL, or all of a folder's, by name; hidden ones are left out. FileNotFoundError where there is nothing."""
+    files, root = _behind(url)
+    if files.isfile(root):
+        return [RemoteFile(url, root, files)]
+    found = sorted(path for path in files.find(root) if "/." not in path[len(root) :])
+    if not found:
+        raise FileNotFoundError(f"nothing at {url}; check the name, and the rights")
+    begin = url[: url.rindex(root.strip("/"))] if root.strip("/") in url else f"{_scheme(url)}://"
+    return [RemoteFile(begin + path.lstrip("/"), path, files) for path in found]
+
+
+def _behind(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path there. ValueError, with the line to install, for what needs a package."""
+    try:
+        import fsspec.core
+    except ImportError as error:
+        raise ValueError(f"{url} needs a package: pip install fsspec{_and_its_own(url)}") from error
+    try:
+        # no cache of listings: other ranks write into the folder
+        files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        raise ValueError(f"{url} needs a package ({error}): pip install fsspec{_and_its_own(url)}") from error
+    except ValueError as error:
+        raise ValueError(f"{url} is no place that fsspec knows ({error}); expected a folder, s3://, gs:// or the like") from error
+    return files, str(root)
 
 
 def _scheme(url: str) -> str:

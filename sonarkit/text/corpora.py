@@ -6,6 +6,7 @@ A corpus is named by a string:
     stories.jsonl  .jsonl.gz   one JSON object a line, the text under `column`
     stories.parquet            the text in `column`
     folder/                    all of these in it, in the order of their names
+    s3://bucket/stories.jsonl  any of these behind a URL that fsspec reads (pip install s3fs, gcsfs, ...), streamed
     storyworld:20000           that many training stories (storyworld:20000@7 with seed 7)
     storyworld:valid  :test    the fixed sets that ship; storyworld:unseen, a theme that no training story has
     handwritten                the 30 stories that no grammar wrote
@@ -20,7 +21,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from sonarkit.core.files import RemoteFile, as_url, remote_files
 from sonarkit.core.paths import data_folder
 from sonarkit.text import storyworld
 from sonarkit.text.languages import check_language, resolve
@@ -104,7 +106,7 @@ def open_corpus(spec: str | Path, *, column: str = "text", lang: str = "eng_Latn
         return Corpus(name, lambda: _handwritten(lang), limit)
     if name.startswith("hf:"):
         return Corpus(name, lambda: _hugging_face(name.removeprefix("hf:"), column), limit)
-    files = _files(Path(spec))
+    files: Sequence[Path | RemoteFile] = _remote(url) if (url := as_url(spec)) else _files(Path(spec))
     return Corpus(name, lambda: (item for file in files for item in _file(file, column)), limit)
 
 
@@ -123,7 +125,14 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _file(path: Path, column: str) -> Iterator[tuple[object, str]]:
+def _remote(url: str) -> list[RemoteFile]:
+    files = [file for file in remote_files(url) if file.name.endswith(KINDS)]
+    if not files:
+        raise ValueError(f"{url} holds no corpus file; expected some of {', '.join(KINDS)}")
+    return files
+
+
+def _file(path: Path | RemoteFile, column: str) -> Iterator[tuple[object, str]]:
     if path.suffix == ".parquet":
         yield from _parquet(path, column)
     elif path.suffix == ".txt":
@@ -133,7 +142,7 @@ def _file(path: Path, column: str) -> Iterator[tuple[object, str]]:
             yield _cell(row, column, f"{path}:{number}"), f"{path.name}:{number}"
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path | RemoteFile) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 text file, plain or .gz, with their numbers and ends. ValueError names file and line."""
     for number, line in _raw_lines(path):
         try:
@@ -143,9 +152,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             raise ValueError(f"{path}:{number}: {what}; convert the file, such as with iconv") from error
 
 
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
+def _raw_lines(path: Path | RemoteFile) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as stored, gzip.open(stored) if path.suffix == ".gz" else stored as file:
         number = 0
         try:
             for number, line in enumerate(file, 1):
@@ -155,7 +163,7 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             raise ValueError(f"{path} is {what} ({error}); copy it again") from error
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: Path | RemoteFile) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSONL file with their line numbers; blank lines are skipped. ValueError names file and line."""
     for number, line in read_lines(path):
         if not line.strip():
@@ -180,7 +188,7 @@ def _no_column(where: str, column: str, columns: Iterable[str]) -> ColumnError:
     return ColumnError(f"{where}: no column {column!r} of text; the columns are {found}. Name one with --column")
 
 
-def _plain(path: Path) -> Iterator[tuple[object, str]]:
+def _plain(path: Path | RemoteFile) -> Iterator[tuple[object, str]]:
     lines: list[str] = []
     began = 1
     for number, line in read_lines(path):
@@ -194,10 +202,10 @@ def _plain(path: Path) -> Iterator[tuple[object, str]]:
         yield "".join(lines), f"{path.name}:{began}"
 
 
-def _parquet(path: Path, column: str) -> Iterator[tuple[object, str]]:
+def _parquet(path: Path | RemoteFile, column: str) -> Iterator[tuple[object, str]]:
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with path.open("rb") as stored, pyarrow.parquet.ParquetFile(stored) as file:
             kinds = {name: file.schema_arrow.field(name).type for name in file.schema_arrow.names}
             if column not in kinds or not _holds_text(kinds[column]):
                 raise _no_column(str(path), column, (f"{name} ({kind})" for name, kind in kinds.items()))

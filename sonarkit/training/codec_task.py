@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, combinations, permutations
 from pathlib import Path
@@ -14,16 +14,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig, PairBatch, decoder_loss, pair_loss
+from sonarkit.codec.objectives import (
+    DecoderObjective,
+    ObjectiveConfig,
+    PairBatch,
+    PerPair,
+    decoder_loss,
+    pair_loss,
+    per_pair,
+)
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.config import to_dict
-from sonarkit.core.distributed import World
+from sonarkit.core.distributed import World, shard
 from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import pack
 from sonarkit.text.bitext import Bitext, Row
 from sonarkit.text.tokenizer import DATA_TAGS
 
 Balance = Literal["rows", "languages"]
+SAMPLE = 1024  # pairs from which the means of a run are taken
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,8 @@ class PairBatches:
     """The micro-batches of one rank, step after step, for ever.
 
     A pair is a source by weight and what it draws. Step k draws the same pairs whatever the number of ranks; rank r gets each
-    `size`-th of them. With a teacher, its ids of the sides b are there, too.
+    `size`-th of them, in as many micro-batches as the others, of at most `micro_pairs` or one more. With a teacher,
+    its ids of the sides b are there, too.
     """
 
     def __init__(
@@ -123,23 +133,26 @@ class PairBatches:
         rank: int,
         size: int,
         teacher: Sonar | None = None,
+        per_pair: PerPair | None = None,
     ) -> None:
         if pairs_per_step < size:
             raise ValueError(f"{pairs_per_step} pairs a step cannot be shared by {size} ranks; raise pairs_per_step")
         self.sonar, self.sources, self.pairs_per_step, self.micro_pairs = sonar, sources, pairs_per_step, micro_pairs
-        self.seed, self.rank, self.size, self.step, self.teacher = seed, rank, size, 0, teacher
+        self.seed, self.rank, self.size, self.step, self.teacher, self.per_pair = seed, rank, size, 0, teacher, per_pair
         self._weights = list(accumulate(pairs.source.weight for pairs in sources))
 
     def __next__(self) -> list[PairBatch]:
         rng = random.Random(f"{self.seed}-{self.step}")
         chosen = rng.choices(self.sources, cum_weights=self._weights, k=self.pairs_per_step)
-        pairs = [source.draw(rng) for source in chosen][self.rank :: self.size]
-        micro = [pairs[i : i + self.micro_pairs] for i in range(0, len(pairs), self.micro_pairs)]
-        batches = [self._batch(part, f"{self.seed}-{self.step}-{self.rank}-{i}") for i, part in enumerate(micro)]
+        pairs = [source.draw(rng) for source in chosen]
+        mine, most = range(self.rank, len(pairs), self.size), -(-len(pairs) // self.size)
+        parts = min(-(-most // self.micro_pairs), len(pairs) // self.size)  # on every rank alike
+        batches = [self._batch(pairs, mine[i::parts], f"{self.seed}-{self.step}") for i in range(parts)]
         self.step += 1
         return batches
 
-    def _batch(self, pairs: list[Pair], noise_seed: str) -> PairBatch:
+    def _batch(self, of_step: list[Pair], places: Sequence[int], noise_seed: str) -> PairBatch:
+        pairs = [of_step[place] for place in places]
         sides = [(pair.source, pair.codes[side], pair.row[pair.codes[side]]) for side in (0, 1) for pair in pairs]
         known = [i for i, (_, code, _) in enumerate(sides) if code in self.sonar.languages]
         texts, codes = [sides[i][2] for i in known], [sides[i][1] for i in known]
@@ -154,7 +167,7 @@ class PairBatches:
         if self.teacher is not None:
             texts, codes = [text for *_, text in sides[len(pairs) :]], [code for _, code, _ in sides[len(pairs) :]]
             of_teacher = self.teacher.source_ids(texts, codes)
-        return PairBatch(sources, targets, noise_seed, of_teacher)
+        return PairBatch(sources, targets, noise_seed, of_teacher, list(places), self.per_pair)
 
     def _tagged(self, ids: list[int], tag: str) -> list[int]:
         """`__lang__ pieces </s>` -> `__lang__ <DATA_TAG> pieces </s>`, less a piece where that is too long (see `Bitext`)."""
@@ -175,7 +188,8 @@ class CodecTask:
 
     What the objective does not need is left as it is, and out of checkpoints: the encoder with a `DecoderObjective` (with
     `spread_D` for `decoder_loss`), the decoder where neither MT nor DAE has a weight. `balance` is that of `SourcePairs`.
-    `anchors` are the languages of the sides b, by default all. With a `teacher`, which is frozen, they are the teacher's, whose
+    `tokens_per_step` and `micro_tokens`, target tokens in the mean, take the place of the numbers of pairs. `anchors` are the
+    languages of the sides b, by default all. With a `teacher`, which is frozen, they are the teacher's, whose
     vectors of the sides b both sides are pulled to with `objective.distill_weight`.
 
     Raises ValueError for a language of the sources that the codec lacks (only with a teacher, and nothing but distillation, may
@@ -192,11 +206,13 @@ class CodecTask:
         pairs_per_step: int,
         micro_pairs: int,
         seed: int,
-        evaluate: Callable[[Sonar], dict[str, float]],
+        evaluate: Callable[[Sonar], Mapping[str, float | str]],
         teacher: Sonar | None = None,
         balance: Balance = "rows",
         anchors: Sequence[str] | None = None,
         spread_D: Tensor | None = None,
+        tokens_per_step: int | None = None,
+        micro_tokens: int | None = None,
     ) -> None:
         self.sonar, self.sources, self.objective, self.teacher = sonar, list(sources), objective, teacher
         self.pairs_per_step, self.micro_pairs, self.seed, self._evaluate = pairs_per_step, micro_pairs, seed, evaluate
@@ -216,6 +232,14 @@ class CodecTask:
         if not any(source.weight for source in self.sources):
             raise ValueError("there must be a source with a weight above 0")
         self._pairs = [SourcePairs(source, set(sonar.languages), set(self.anchors), balance) for source in self.sources]
+        sample = PairBatches(sonar, self._pairs, SAMPLE, SAMPLE, seed, 0, 1)
+        sample.step = -1  # which no run draws
+        self.per_pair = per_pair(next(sample), isinstance(objective, DecoderObjective) or objective.decodes)
+        if tokens_per_step:
+            self.pairs_per_step = max(1, round(tokens_per_step / self.per_pair.tokens))
+        if micro_tokens:
+            self.micro_pairs = max(1, round(micro_tokens / self.per_pair.tokens))
+        self._sharded = False
         self._encoder = sonar.fingerprint() if isinstance(objective, DecoderObjective) else None
         self._teacher = teacher.eval().fingerprint() if teacher else None
 
@@ -226,7 +250,17 @@ class CodecTask:
         return self.sonar if self.objective.decodes else self.sonar.encoder
 
     def batches(self, rank: int, size: int) -> PairBatches:
-        return PairBatches(self.sonar, self._pairs, self.pairs_per_step, self.micro_pairs, self.seed, rank, size, self.teacher)
+        return PairBatches(
+            self.sonar,
+            self._pairs,
+            self.pairs_per_step,
+            self.micro_pairs,
+            self.seed,
+            rank,
+            size,
+            teacher=self.teacher,
+            per_pair=self.per_pair,
+        )
 
     def loss(self, batch: PairBatch) -> LossSum:
         device = next(self.model.parameters()).device  # the loop moves what learns; the rest follows
@@ -242,9 +276,9 @@ class CodecTask:
             vectors_ND = self.teacher.encoder(*pack(batch.teacher_sources, device))
         return pair_loss(self.sonar, batch, self.objective, vectors_ND)
 
-    def evaluate(self, world: World) -> dict[str, float]:
+    def evaluate(self, world: World) -> Mapping[str, float | str]:
         self.sonar.eval()
-        results = self._evaluate(self.sonar) if world.rank == 0 else {}
+        results = self._evaluate(self.sonar) if world.rank == 0 or self._sharded else {}  # in parts it takes all ranks
         self.sonar.train()
         return results
 
@@ -256,10 +290,17 @@ class CodecTask:
         return texts[: len(texts) // 2]  # the first sides of the pairs
 
     def shard(self, world: World) -> None:
-        raise ValueError('a codec trains with --parallel ddp: at 1.5e9 parameters it fits a GPU whole; "fsdp" is for SONAR-LLM')
+        """FSDP2 over the layers of the sides that learn; a frozen side and a teacher lie whole on each rank."""
+        if isinstance(self.objective, ObjectiveConfig):
+            shard(world, self.sonar.encoder, (), self.sonar.encoder.layers, ())
+        if isinstance(self.objective, DecoderObjective) or self.objective.decodes:
+            shard(world, self.sonar.decoder, ("token_losses", "start", "step"), self.sonar.decoder.layers, ("step",))
+        self._sharded = True
 
     def save_pretrained(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        self.sonar.save_pretrained(folder)
+        side = "" if self.model is self.sonar else "encoder." if self.model is self.sonar.encoder else "decoder."
+        state = self.sonar.state_dict() | {side + name: weight for name, weight in weights.items()}
+        self.sonar.save_pretrained(folder, weights=state)
 
     def config(self) -> dict[str, Any]:
         return {

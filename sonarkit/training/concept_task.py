@@ -103,8 +103,14 @@ class ConceptTask:
     def evaluate(self, world: World) -> dict[str, float | str]:
         """Loss over the whole validation store, shared by the ranks: sums, divided once.
 
-        Every rank takes as many batches: one that has no document left repeats one and does not count it.
+        Every rank takes as many batches: one that has no document left repeats one and does not count it. In float32, or
+        in bfloat16 autocast where the codec is held in bfloat16.
         """
+        frozen = next(self.concept_model.sonar.decoder.parameters())
+        with torch.autocast(frozen.device.type, torch.bfloat16, enabled=frozen.dtype == torch.bfloat16):
+            return self._evaluate(world)
+
+    def _evaluate(self, world: World) -> dict[str, float | str]:
         self.concept_model.eval()
         load, sums = self._load(self.valid), torch.zeros(4, dtype=torch.float64)
         mine = range(world.rank, len(self.valid), world.size)

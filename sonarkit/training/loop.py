@@ -83,6 +83,10 @@ class TrainConfig:
         if self.spike and self.spike <= 1:
             raise ValueError(f"spike is how many times the usual loss is too much, above 1, or 0 for off; got {self.spike}")
 
+    def in_bfloat16(self, device: torch.device) -> bool:
+        """Whether products are in bfloat16 there."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and multiplies_bfloat16(device))
+
 
 class Batches(Protocol):
     """A rank's micro-batches, step after step; its state is the position a resume restores, alike on all ranks."""
@@ -156,7 +160,7 @@ def train(task: Task, config: TrainConfig, world: World) -> Evaluation:
     checkpoints = checkpoint.Checkpoints(config.out, world, config.keep)
     state = _resume(task, config, world, optimizer, batches)
     sitting, before, logged = time.monotonic(), state.seconds, _Sums(world)
-    half = config.precision == "bfloat16" or (config.precision == "auto" and multiplies_bfloat16(world.device))
+    half = config.in_bfloat16(world.device)
     print0(world, "bfloat16 autocast; weights, sums and optimizer in float32" if half else "float32 throughout")
     _note_sitting(task, config, world, state)
     log = RunLog(

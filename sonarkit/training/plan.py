@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sonarkit.codec.config import CodecConfig
+from sonarkit.codec.config import CodecConfig, StackConfig
 from sonarkit.codec.decoder import Decoder
 from sonarkit.codec.encoder import Encoder
 from sonarkit.codec.pipeline import SHIPPED
@@ -195,9 +195,9 @@ def backbone_activations(config: BackboneConfig, positions: float, half: bool) -
     return positions * (norms + size * (attention + 4 * config.ffn)), positions * 4 * config.hidden
 
 
-def decoder_activations(codec: CodecConfig, tokens: float, half: bool, trained: bool = False) -> tuple[float, float]:
-    """The same of the decoder. A frozen product keeps nothing but its weights."""
-    config, size = codec.decoder, 2 if half else 4
+def layer_activations(config: StackConfig, tokens: float, half: bool, trained: bool = False) -> tuple[float, float]:
+    """The same of a layer of the codec. A frozen product keeps nothing but its weights."""
+    size = 2 if half else 4
     kept = 2 * 4 * config.width + size * (4 * config.width + config.ffn)  # norms' inputs; queries, keys, values, result; ReLU
     if trained:
         kept += size * 3 * config.width  # what the products read, but the last, whose input ReLU has kept
@@ -209,7 +209,7 @@ def activations(
 ) -> float:
     """Bytes that a micro-batch keeps between its forward and its backward pass."""
     core, core_stream = backbone_activations(backbone, load.positions, half)
-    token, token_stream = decoder_activations(codec, load.tokens, half, trained)
+    token, token_stream = layer_activations(codec.decoder, load.tokens, half, trained)
     layers, depth = backbone.layers, codec.decoder.layers
     ends = 2 * core_stream + token_stream + load.counted * 4 * codec.decoder.width  # final norms; the loss' own gradient
     if checkpointing:
@@ -309,12 +309,12 @@ class Plan:
         epochs = self.steps / self.steps_per_epoch
         tokens, whole = self.load.counted, self.steps * step
         facts = {
-            "model": f"{_short(p.trained)} parameters trained, {_short(p.total)} with the codec",
-            "corpus": f"{self.corpus.name}: {_short(self.corpus.documents)} documents, "
-            f"{_short(self.corpus.sentences)} sentences, {_short(self.corpus.pieces)} tokens",
-            "a step": f"{self.documents_per_step} documents, {_short(self.load.sentences)} sentences, "
-            f"{_short(tokens)} target tokens, {_flops(step)} ({shares})",
-            "the run": f"{self.steps} steps, {self.steps_per_epoch:.0f} an epoch, {epochs:.2f} epochs, {_flops(whole)}",
+            "model": f"{short(p.trained)} parameters trained, {short(p.total)} with the codec",
+            "corpus": f"{self.corpus.name}: {short(self.corpus.documents)} documents, "
+            f"{short(self.corpus.sentences)} sentences, {short(self.corpus.pieces)} tokens",
+            "a step": f"{self.documents_per_step} documents, {short(self.load.sentences)} sentences, "
+            f"{short(tokens)} target tokens, {flops_in_words(step)} ({shares})",
+            "the run": f"{self.steps} steps, {self.steps_per_epoch:.0f} an epoch, {epochs:.2f} epochs, {flops_in_words(whole)}",
             "device": f"{self.device}, {self.device_flops / 1e12:.4g} TFLOP/s in {self.precision}, used to {self.mfu:.0%}, "
             f"{self.device_memory / GB:.0f} GB",
         }
@@ -326,8 +326,8 @@ class Plan:
                 layout.options.parallel if layout.gpus > 1 else "whole",
                 *(f"{getattr(layout.memory, name) / GB:.2f}" for name in names),
                 f"{layout.memory.total / GB:.1f}{'' if layout.fits else ' !'}",
-                f"{layout.micro_batches} x {_short(tokens / layout.gpus / layout.micro_batches)}",
-                _duration(layout.seconds),
+                f"{layout.micro_batches} x {short(tokens / layout.gpus / layout.micro_batches)}",
+                duration(layout.seconds),
             ]
             for layout in self.layouts
         ]
@@ -337,7 +337,7 @@ class Plan:
             if not layout.fits
         ]
         lines = [f"{name:8}{text}" for name, text in facts.items()]
-        return "\n".join([*lines, "", *_columns([head, *rows]), *([""] if advice else []), *advice])
+        return "\n".join([*lines, "", *columns([head, *rows]), *([""] if advice else []), *advice])
 
 
 def plan(
@@ -476,7 +476,7 @@ def _advice(layout: Layout, others: Iterable[Layout]) -> str:
 # ---------------------------------------------------------------------- words
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """1 234 567 -> "1.23M"."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
@@ -484,20 +484,20 @@ def _short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _flops(number: float) -> str:
+def flops_in_words(number: float) -> str:
     for size, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
         if number >= size:
             return f"{number / size:.3g} {letter}FLOP"
     return f"{number:.3g} FLOP"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= size:
             return f"{seconds / size:.1f} {name}"
     return f"{seconds:.0f} seconds"
 
 
-def _columns(rows: list[list[str]]) -> list[str]:
+def columns(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

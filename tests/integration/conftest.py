@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from processes import Finished, assert_refused
 
 from sonarkit.codec.config import codec_config
 from sonarkit.codec.pipeline import Sonar
@@ -54,3 +56,16 @@ def llm(codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sonar-llm")
     SonarLLM(SonarLLMConfig(backbone, sonar.config.width, str(codec), sonar.fingerprint()), sonar).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Checks that an entry's `main`, called in this process, ends with status 2 and a line with these words."""
+
+    def check(main: Callable[[list[str]], None], arguments: list[Any], *words: str) -> None:
+        with pytest.raises(SystemExit) as ending:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert_refused(Finished(arguments, int(ending.value.code or 0), captured.out, captured.err), *words)
+
+    return check

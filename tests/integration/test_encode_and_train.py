@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import PACKAGE, PATIENCE, Finished, assert_refused, children, run, started, torchrun, wait_for
+from processes import PACKAGE, PATIENCE, children, run, started, torchrun, wait_for
 
 from sonarkit import encode, train
 from sonarkit.models.sonar_llm import SonarLLM
@@ -23,19 +23,6 @@ from sonarkit.training.metrics import read_metrics
 
 TINY = ["--hidden", 32, "--ffn", 64, "--layers", 1, "--heads", 2, "--head-dim", 16, "--precision", "float32"]
 Stores = tuple[Path, Path]
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    """Checks that `encode.main` or `train.main`, called in this process, ends with status 2 and a line with these words."""
-
-    def check(main: Callable[[list[str]], None], arguments: list[Any], *words: str) -> None:
-        with pytest.raises(SystemExit) as ending:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert_refused(Finished(arguments, int(ending.value.code or 0), captured.out, captured.err), *words)
-
-    return check
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -235,7 +222,7 @@ def test_a_plan_says_what_a_run_would_take(
     assert "storyworld:40" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     refused(train.main, ["sonar-llm", "--size", "900M", "--plan", "--gpu", "A1"], "unknown device 'A1'", "H100")
-    refused(train.main, ["codec", "--size", "mini", "--plan"], "--plan is for sonar-llm")
+    refused(train.main, ["codec", "--size", "mini", "--plan", "--gpus", "99"], "40 pairs a step cannot be shared by")
 
 
 def test_what_does_not_fit_is_refused(

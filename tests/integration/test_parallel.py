@@ -17,6 +17,7 @@ from processes import run
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
+from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core import checkpoint, distributed
 from sonarkit.core.distributed import World, replicate
@@ -25,8 +26,10 @@ from sonarkit.encode import encode_into
 from sonarkit.models.backbone import BackboneConfig
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig
 from sonarkit.store.reader import Store
+from sonarkit.text import storyworld
+from sonarkit.training.codec_task import CodecTask, Source
 from sonarkit.training.concept_task import ConceptDataConfig, ConceptTask
-from sonarkit.training.loop import Learner, TrainConfig, _gradient, _summed_later, train
+from sonarkit.training.loop import Learner, Task, TrainConfig, _gradient, _summed_later, train
 from sonarkit.training.metrics import read_metrics
 from sonarkit.training.optimizer import OptimizerConfig
 
@@ -43,12 +46,26 @@ def make_task(codec: str, store: str, seed: int = 0, shard_decoder: bool = False
     return ConceptTask(model, [opened], opened, data, seed=1, shard_decoder=shard_decoder)
 
 
+def make_codec_task(codec: str, objective: ObjectiveConfig | DecoderObjective) -> CodecTask:
+    rows = [row for story in storyworld.stories(3, split="valid") for row in storyworld.aligned(story.sentences)]
+    sonar = Sonar.from_pretrained(codec).double()
+    spread_D = torch.linspace(0.5, 1.5, sonar.config.width)
+    options: dict[str, Any] = {"pairs_per_step": 18, "micro_pairs": 4, "seed": 3, "evaluate": lambda _: {"none": 0.0}}
+    return CodecTask(sonar, [Source("storyworld", rows, 1.0)], objective, spread_D=spread_D, **options)
+
+
+CODEC_OBJECTIVES = {
+    "codec": ObjectiveConfig(1.0, 0.3, 0.2, dae_share=0.5, word_drop=0.1, label_smoothing=0.1),
+    "codec-decoder": DecoderObjective(vector_noise=0.5),
+}
+
+
 def training(out: Path, **options: Any) -> TrainConfig:
     optimizer = OptimizerConfig(lr=1e-2, eps=1e-5, warmup_steps=2)
     return TrainConfig(out, steps=6, log_every=1, save_every=3, keep=9, tensorboard=False, optimizer=optimizer, **options)
 
 
-def gradients(task: ConceptTask, world: World, way: str) -> dict[str, Any]:
+def gradients(task: Task, world: World, way: str) -> dict[str, Any]:
     """Loss, count and every gradient of the first step, in float64, and how many micro-batches this rank had."""
     task.model.double()
     task.model.train()
@@ -59,7 +76,9 @@ def gradients(task: ConceptTask, world: World, way: str) -> dict[str, Any]:
     totals = torch.zeros(2, dtype=torch.float64)
     for i, batch in enumerate(step):
         with _summed_later(learner, i + 1 < len(step)):
-            loss: LossSum = learner([replace(document, vectors_SD=document.vectors_SD.double()) for document in batch])
+            if isinstance(batch, list):
+                batch = [replace(document, vectors_SD=document.vectors_SD.double()) for document in batch]
+            loss: LossSum = learner(batch)
             loss.total.backward()
         totals += torch.tensor([float(loss.total), loss.count], dtype=torch.float64)
     total, count = distributed.sum_over_ranks(world, totals).tolist()
@@ -78,8 +97,14 @@ def as_script(codec: str, store: str, out: Path, what: str, way: str) -> None:
     torch.set_num_threads(1)
     world = distributed.start("cpu")
     # ranks begin with unlike weights: they must be brought together
-    task = make_task(codec, store, world.rank, what == "sharded-decoder", what == "own-decoder")
-    if what in ("gradients", "own-decoder"):
+    if what in CODEC_OBJECTIVES:
+        task: Task = make_codec_task(codec, CODEC_OBJECTIVES[what])
+        with torch.no_grad():
+            for parameter in task.model.parameters():
+                parameter += 0.01 * world.rank
+    else:
+        task = make_task(codec, store, world.rank, what == "sharded-decoder", what == "own-decoder")
+    if what in ("gradients", "own-decoder", *CODEC_OBJECTIVES):
         found = gradients(task, world, way)
         if world.rank == 0:
             torch.save(found, out)
@@ -120,6 +145,20 @@ def test_loss_and_gradients_equal_those_of_one_process(
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-12)
     assert found["norm"] == pytest.approx(wanted["norm"], rel=1e-12)
     assert found["gradients"].keys() == wanted["gradients"].keys()
+    for name, gradient in wanted["gradients"].items():
+        torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-10, atol=1e-14, msg=name)
+    assert wanted["micro_batches"] > found["micro_batches"] >= 1
+
+
+@pytest.mark.parametrize("count,way,what", [(2, "ddp", "codec"), (4, "fsdp", "codec"), (2, "fsdp", "codec-decoder")])
+def test_a_codecs_loss_and_gradients_equal_those_of_one_process(
+    count: int, way: str, what: str, codec: Path, store: Path, tmp_path: Path
+) -> None:
+    """Noise, damage and points between vectors are a pair's own, whoever has it; 18 pairs on four ranks are not shared evenly."""
+    wanted = gradients(make_codec_task(str(codec), CODEC_OBJECTIVES[what]), ALONE, "ddp")
+    ranks(count, codec, store, tmp_path / "found.pt", what, way)
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-12)
     for name, gradient in wanted["gradients"].items():
         torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-10, atol=1e-14, msg=name)
     assert wanted["micro_batches"] > found["micro_batches"] >= 1

@@ -97,17 +97,18 @@ def test_sources_are_mixed_by_weight(sonar: Sonar) -> None:
 def test_step_k_has_the_same_pairs_on_any_number_of_ranks(sonar: Sonar) -> None:
     learns = task(sonar, ObjectiveConfig(), balance="languages", pairs_per_step=8)
 
-    def pairs(rank: int, size: int) -> list[tuple[tuple[int, ...], ...]]:
+    def pairs(rank: int, size: int) -> dict[int, tuple[list[int], list[int]]]:
         batches = learns.batches(rank, size)
         next(batches)
-        return [
-            (tuple(batch.sources[i]), tuple(batch.sources[i + len(batch.sources) // 2]))
+        return {
+            place: (batch.sources[i], batch.sources[i + batch.pairs])
             for batch in next(batches)
-            for i in range(len(batch.sources) // 2)
-        ]
+            for i, place in enumerate(batch.places or [])
+        }
 
-    one, two = pairs(0, 1), [pairs(rank, 2) for rank in (0, 1)]
-    assert one[0::2] == two[0] and one[1::2] == two[1]
+    assert sorted(pairs(0, 1)) == list(range(8))
+    assert pairs(0, 2).keys() == {0, 2, 4, 6}
+    assert pairs(0, 1) == pairs(0, 2) | pairs(1, 2)
 
 
 def test_a_tag_stands_behind_the_language_of_sources_only(sonar: Sonar) -> None:
@@ -228,7 +229,7 @@ def test_both_sides_are_pulled_to_the_teacher_and_weights_are_apart(sonar: Sonar
     rows = [{"eng_Latn": row["eng_Latn"], "ita_Latn": row["fra_Latn"]} for row in ROWS]
     learns = task(student, replace(DISTILL, mt_weight=1.0, distill_weight=2.0), [Source("rows", rows, 1.0)], teacher=sonar)
     batch = next(learns.batches(0, 1))[0]
-    assert batch.teacher_sources == batch.sources[4:], "side b is English, as the teacher has it"
+    assert batch.teacher_sources == batch.sources[batch.pairs :], "side b is English, as the teacher has it"
     loss = learns.loss(batch)
     with torch.no_grad():
         texts = learns.describe(batch)
@@ -236,8 +237,10 @@ def test_both_sides_are_pulled_to_the_teacher_and_weights_are_apart(sonar: Sonar
         teacher = sonar.encode(english)
         squared = float((student.encode(texts, "ita_Latn") - teacher).square().mean(1).sum())
     total, count = loss.parts["distill"]
-    assert count == 8 and float(total) == pytest.approx(squared, rel=1e-4), "English itself is at distance 0 still"
-    assert loss.total.item() == pytest.approx(float(loss.parts["mt"][0]) + 2.0 * squared / 8 * loss.count, rel=1e-5)
+    assert count == 2 * batch.pairs and float(total) == pytest.approx(squared, rel=1e-4), "English itself is at distance 0 still"
+    mean = learns.per_pair
+    assert mean.sentences == 2
+    assert loss.total.item() == pytest.approx(float(loss.parts["mt"][0]) + 2.0 * squared * mean.tokens / 2, rel=1e-5)
 
 
 def test_back_translations_are_distilled_without_a_target(sonar: Sonar) -> None:
@@ -246,11 +249,13 @@ def test_back_translations_are_distilled_without_a_target(sonar: Sonar) -> None:
     student = narrow(sonar, ("fra_Latn",))
     learns = task(student, DISTILL, [Source("back", rows, 1.0, "<MMT_BT_DATA>", ("fra_Latn",))], teacher=sonar)
     batch = next(learns.batches(0, 1))[0]
-    assert not any(batch.targets) and batch.sources[4:] == [[]] * 4
+    assert not any(batch.targets) and batch.sources[batch.pairs :] == [[]] * batch.pairs
     loss = learns.loss(batch)
-    assert loss.count == sum(len(ids) - 1 for ids in batch.sources[:4])
+    assert loss.count == sum(len(ids) - 1 for ids in batch.sources[: batch.pairs])
     total, count = loss.parts["distill"]
-    assert count == 4 and loss.total.item() / loss.count == pytest.approx(float(total) / 4, rel=1e-5)
+    mean = learns.per_pair
+    assert count == batch.pairs and mean.sentences == 1
+    assert loss.total.item() == pytest.approx(float(total) * mean.tokens, rel=1e-5)
 
 
 def narrow(sonar: Sonar, languages: tuple[str, ...]) -> Sonar:
@@ -302,3 +307,53 @@ def test_every_pooling_trains(sonar: Sonar, pooling: Pooling, tmp_path: Path) ->
     curve = [record for record in read_metrics(tmp_path / "metrics.jsonl") if "loss_mt" in record]
     assert {"loss_mt", "loss_mse", "loss_dae"} <= set(curve[0])
     assert curve[-1]["loss_mt"] < 0.6 * curve[0]["loss_mt"]
+
+
+# ---------------------------------------------------------------------- budgets and cutting
+
+
+def summed(task: CodecTask) -> tuple[float, float, dict[str, Tensor]]:
+    """Loss, count and gradients of a step, in float64."""
+    task.sonar.double()
+    task.model.zero_grad()
+    total = count = 0.0
+    for batch in next(task.batches(0, 1)):
+        loss = task.loss(batch)
+        loss.total.backward()
+        total, count = total + loss.total.item(), count + loss.count
+    return total, count, {name: p.grad.clone() for name, p in task.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ObjectiveConfig(1.0, 0.5, 0.3, dae_share=0.4, word_shuffle=3),
+        ObjectiveConfig(0.0, 0.0, 1.0, noise_ratio=0.0, dae_share=0.5),
+        DecoderObjective(vector_noise=0.7),
+    ],
+)
+def test_cutting_into_micro_batches_changes_nothing(sonar: Sonar, objective: ObjectiveConfig | DecoderObjective) -> None:
+    spread_D = torch.linspace(0.5, 1.5, sonar.config.width)
+    whole = summed(task(sonar, objective, pairs_per_step=11, micro_pairs=11, spread_D=spread_D))
+    parts = summed(task(sonar, objective, pairs_per_step=11, micro_pairs=2, spread_D=spread_D))
+    assert parts[:2] == pytest.approx(whole[:2], rel=1e-12)
+    for name, gradient in whole[2].items():
+        torch.testing.assert_close(parts[2][name], gradient, rtol=1e-9, atol=1e-14, msg=name)
+
+
+@pytest.mark.parametrize("pairs,size,micro", [(18, 4, 4), (7, 3, 1), (5, 5, 3)])
+def test_ranks_have_equally_many_micro_batches_and_each_pair_once(sonar: Sonar, pairs: int, size: int, micro: int) -> None:
+    steps = [next(task(sonar, ObjectiveConfig(), pairs_per_step=pairs, micro_pairs=micro).batches(r, size)) for r in range(size)]
+    assert len({len(step) for step in steps}) == 1
+    places = [place for step in steps for batch in step for place in batch.places or []]
+    assert sorted(places) == list(range(pairs))
+    assert max(batch.pairs for step in steps for batch in step) <= micro + 1
+
+
+def test_a_budget_of_tokens_decides_how_many_pairs(sonar: Sonar) -> None:
+    rows = [{"eng_Latn": f"The fox found {i} red kites.", "fra_Latn": f"Le renard trouva {i} cerfs-volants."} for i in range(50)]
+    budgeted = task(sonar, ObjectiveConfig(), [Source("rows", rows, 1.0)], tokens_per_step=3000, micro_tokens=500)
+    step = next(budgeted.batches(0, 1))
+    counts = [batch.tokens(decoded=True) for batch in step]
+    assert sum(counts) == pytest.approx(3000, rel=0.05) and max(counts) < 600
+    assert budgeted.config()["pairs_per_step"] == budgeted.pairs_per_step == sum(batch.pairs for batch in step)

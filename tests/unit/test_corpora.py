@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -226,3 +228,40 @@ def test_real_stories(shared_data: Path):
     corpus = open_corpus(shared_data / "tinystories_sample.jsonl")
     assert len(list(corpus)) == corpus.kept == 186
     assert corpus.report() == "kept 186 documents, dropped 0"
+
+
+# ---------------------------------------------------------------------- behind a URL
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """A folder of fsspec's memory, with the same stories in every kind of file, one of them hidden."""
+    memory = fsspec.filesystem("memory")
+    rows = [{"text": f"Story {i}. It ends."} for i in range(3)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    table = io.BytesIO()
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), table)
+    files = {"a.jsonl": lines, "deep/b.jsonl.gz": gzip.compress(lines), "c.parquet": table.getvalue(), "d.txt": b"One.\n\nTwo.\n"}
+    for name, data in {**files, ".hidden/e.jsonl": lines, "readme.md": b"no corpus"}.items():
+        memory.pipe_file(f"/corpus/{name}", data)
+    yield "memory://corpus"
+    memory.rm("/corpus", recursive=True)
+
+
+@pytest.mark.parametrize("name,count", [("a.jsonl", 3), ("deep/b.jsonl.gz", 3), ("c.parquet", 3), ("d.txt", 2), ("", 11)])
+def test_a_corpus_behind_a_url(bucket: str, name: str, count: int) -> None:
+    spec = f"{bucket}/{name}" if name else bucket
+    texts = [document.text.strip() for document in open_corpus(spec)]
+    assert len(texts) == count
+    assert texts[0] == ("One." if name == "d.txt" else "Story 0. It ends.")
+    assert [document.text.strip() for document in open_corpus(Path(spec))] == texts, "a path made of a URL is one"
+
+
+def test_what_is_not_behind_a_url_is_told(bucket: str) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing at memory://corpus/none"):
+        open_corpus(f"{bucket}/none")
+    with pytest.raises(ValueError, match=r"memory://corpus/readme.md holds no corpus file; expected some of .txt"):
+        open_corpus(f"{bucket}/readme.md")
+    fsspec.filesystem("memory").pipe_file("/corpus/bad.jsonl", b"{")
+    with pytest.raises(ValueError, match="memory://corpus/bad.jsonl:1: not valid JSON"):
+        list(open_corpus(f"{bucket}/bad.jsonl"))

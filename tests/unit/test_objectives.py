@@ -56,14 +56,21 @@ def test_denoising_without_noise_is_auto_encoding(sonar: Sonar) -> None:
 
 
 def test_a_share_of_the_sentences_is_denoised_and_weighted_up(sonar: Sonar) -> None:
-    config = ObjectiveConfig(mt_weight=0, mse_weight=0, dae_weight=1.0, dae_share=0.5)
-    loss = pair_loss(sonar, pairs(sonar), config)
-    nats, tokens = loss.parts["dae"]
-    assert tokens < loss.count
-    assert loss.total.item() == pytest.approx(float(nats) / tokens * loss.count, rel=1e-5)
-    again = pair_loss(sonar, pairs(sonar), config)
-    assert again.total.item() == loss.total.item(), "the damage follows from the batch's seed alone"
-    assert pair_loss(sonar, replace(pairs(sonar), noise_seed="1"), config).total.item() != loss.total.item()
+    config = ObjectiveConfig(mt_weight=0, mse_weight=0, dae_weight=1.0, dae_share=0.5, noise_ratio=0.0)
+    losses = [pair_loss(sonar, replace(pairs(sonar), noise_seed=str(seed)), config) for seed in range(200)]
+    for loss in losses:
+        assert loss.total.item() == pytest.approx(2 * float(loss.parts["dae"][0]), rel=1e-5)
+    assert 0 < sum(loss.parts["dae"][1] == 0 for loss in losses) < 30  # of four sentences none: 1 in 16
+    everything = pair_loss(sonar, pairs(sonar), replace(config, dae_share=1.0)).total.item()
+    assert sum(loss.total.item() for loss in losses) / 200 == pytest.approx(everything, rel=0.1)
+
+
+def test_damage_follows_from_the_seed_and_the_place_in_the_step(sonar: Sonar) -> None:
+    config = ObjectiveConfig(mt_weight=0, mse_weight=0, dae_weight=1.0)
+    loss = pair_loss(sonar, pairs(sonar), config).total.item()
+    assert pair_loss(sonar, replace(pairs(sonar), places=[0, 1]), config).total.item() == loss
+    assert pair_loss(sonar, replace(pairs(sonar), noise_seed="1"), config).total.item() != loss
+    assert pair_loss(sonar, replace(pairs(sonar), places=[7, 8]), config).total.item() != loss
 
 
 def test_gradients_reach_encoder_and_decoder(sonar: Sonar) -> None:
@@ -148,11 +155,11 @@ def test_all_noise_at_once_and_a_data_tag_keep_the_frame(tokenizer: Tokenizer) -
 def test_word_noise_alone_is_noise(sonar: Sonar, option: dict[str, float]) -> None:
     """The denoising loss reads the damaged copy, not the clean vectors."""
     only, batch = {"mt_weight": 0, "mse_weight": 0, "dae_weight": 1.0}, pairs(sonar)
-    config, rng = noise(**only, **option), random.Random(batch.noise_seed)
+    config, rngs = noise(**only, **option), [batch.rng(i) for i in range(4)]
     loss = pair_loss(sonar, batch, config)
-    order = rng.sample(range(4), 4)
-    z = sonar.encoder(*pack([damaged(batch.sources[i], sonar.tokenizer, config, rng) for i in order]))
-    wanted, _ = sonar.decoder.token_losses(z, *pack([batch.targets[i] for i in order]))
+    assert all(rng.random() < 1 for rng in rngs)  # which decides on the share
+    z = sonar.encoder(*pack([damaged(ids, sonar.tokenizer, config, rng) for ids, rng in zip(batch.sources, rngs)]))
+    wanted, _ = sonar.decoder.token_losses(z, *pack(batch.targets))
     assert loss.total.item() == pytest.approx(wanted.item(), rel=5e-6)
     assert abs(loss.total.item() / pair_loss(sonar, batch, noise(**only)).total.item() - 1) > 5e-5
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 import tyro
 
-from sonarkit import recipes
-from sonarkit.codec.config import codec_config
+from sonarkit import recipes, train
+from sonarkit.codec.config import PoolerConfig, codec_config
+from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.models.flops import LLAMA_VOCABULARY
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig
@@ -107,3 +108,69 @@ def test_what_no_run_can_have_is_refused() -> None:
             replace(sonar_llm("39M"), epochs=epochs)
     with pytest.raises(ValueError, match="context_noise must be at least 0"):
         replace(sonar_llm("39M"), context_noise=-0.1)
+
+
+# ---------------------------------------------------------------------- codecs
+
+
+@pytest.mark.parametrize("name", recipes.CODEC_RECIPES)
+def test_every_codec_recipe_builds(name: str, tokenizer: Tokenizer) -> None:
+    run = recipe("codec", name)
+    assert isinstance(run, recipes.CodecRun)
+    with torch.device("meta"):
+        sonar = Sonar(run.codec_config(tokenizer.size), Tokenizer(tokenizer.model, tokenizer.languages))
+    assert len(sonar.encoder.layers) == run.encoder_layers and sonar.config.width == run.width
+    assert run.train.out.name == f"codec-{name}"
+
+
+def test_the_published_codec_is_trained_as_nllb_was() -> None:
+    run = recipe("codec", "1B")
+    assert isinstance(run, recipes.CodecRun) and isinstance(run.objective, ObjectiveConfig)
+    optimizer, objective = run.train.optimizer, run.objective
+    assert (optimizer.lr, optimizer.betas, optimizer.eps, optimizer.clip) == (1e-3, (0.9, 0.98), 1e-6, 0.0)
+    assert (optimizer.schedule, optimizer.warmup_steps, run.train.steps) == ("inverse_sqrt", 8000, 100_000)
+    assert (objective.mt_weight, objective.mse_weight, objective.dae_weight) == (1.0, 0.1, 0.01)
+    assert (objective.label_smoothing, objective.noise_ratio, run.tokens_per_step) == (0.1, 0.5, 1_050_000)
+
+
+def test_a_decoders_recipe_takes_the_options_of_its_objective() -> None:
+    arguments = ["--vector-noise", "0.5", "--no-interpolate", "--bitext", "a.tsv", "b.tsv@mined"]
+    run = train.parse(["codec", "--size", "mini-decoder", *arguments])
+    assert isinstance(run, recipes.CodecRun)
+    assert run.objective == DecoderObjective(interpolate=False, vector_noise=0.5)
+    assert run.bitext == ("a.tsv", "b.tsv@mined")
+
+
+def test_attention_pooling_by_name() -> None:
+    run = replace(recipes.codec_mini(), pooling="attention", pooler_layers=2)
+    assert run.codec_config(100).encoder.pooler == PoolerConfig(256, 2, 4, 1024, dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    "word,spec,tag,synthetic",
+    [
+        ("pairs.tsv", "pairs.tsv", "", ()),
+        ("hf:Helsinki-NLP/opus-100@mined", "hf:Helsinki-NLP/opus-100", "<MINED_DATA>", ()),
+        ("back.tsv@mmt-bt:deu_Latn", "back.tsv", "<MMT_BT_DATA>", ("deu_Latn",)),
+        ("back.tsv@smt-bt:fra_Latn", "back.tsv", "<SMT_BT_DATA>", ("fra_Latn",)),
+        ("a@b/pairs.tsv", "a@b/pairs.tsv", "", ()),
+    ],
+)
+def test_bitext_with_a_tag(word: str, spec: str, tag: str, synthetic: tuple[str, ...]) -> None:
+    assert recipes.bitext_part(word) == recipes.BitextPart(spec, tag, synthetic)
+
+
+@pytest.mark.parametrize("word", ["pairs.tsv@mine", "pairs.tsv@mined:deu_Latn", "pairs.tsv@mmt-bt", "pairs.tsv@"])
+def test_a_tag_that_there_is_not(word: str) -> None:
+    with pytest.raises(ValueError, match=r"expected SPEC, SPEC@mined, SPEC@mmt-bt:LANGUAGE"):
+        recipes.bitext_part(word)
+
+
+def test_what_no_codecs_run_can_have_is_refused() -> None:
+    for change, told in (
+        ({"bitext_share": 1.5}, "bitext_share must be in"),
+        ({"stories": 0}, "nothing to learn from"),
+        ({"new_languages": ("ces_Latn",)}, "name it as init"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            replace(recipes.codec_mini(), **change)

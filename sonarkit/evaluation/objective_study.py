@@ -1,0 +1,80 @@
+"""What SONAR's objectives do: the paper's six rows (arXiv 2308.11466, table 1) beside those of a small re-training."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+METRICS = ("X-eng", "eng-X", "auto-enc", "xsim", "xsim++")
+# FLORES-200 devtest, mean over 200 languages: spBLEU, spBLEU, spBLEU, error in percent, error in percent.
+PAPER = {
+    "MT": (33.2, 21.1, 28.6, 1.3, 19.6),
+    "MT + AE": (17.6, 18.6, 94.6, 15.9, 65.7),
+    "MT + 0.1 DAE": (31.6, 20.9, 41.6, 2.6, 26.2),
+    "MT + 0.1 MSE": (31.7, 20.2, 27.2, 1.3, 14.3),
+    "MT + 0.1 MSE + 0.01 DAE": (32.9, 20.7, 32.4, 1.4, 15.2),
+    "+ tuned decoder": (32.7, 21.6, 41.7, 1.4, 15.2),
+}
+KEYS = {"X-eng": "bleu_to_pivot", "eng-X": "bleu_from_pivot", "auto-enc": "bleu", "xsim": "xsim", "xsim++": "xsim_plus_plus"}
+# Smaller differences of the paper are not taken for a finding: it has one run for each row.
+LEAST = {"X-eng": 1.0, "eng-X": 1.0, "auto-enc": 1.0, "xsim": 1.0, "xsim++": 1.0}
+Rows = Mapping[str, Sequence[Sequence[float]]]  # by row: METRICS of each seed
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """What the paper says of two rows, and what these runs say: "holds", "reversed", or "undecided" where seeds overlap."""
+
+    metric: str
+    higher: str
+    lower: str
+    paper: float  # the difference
+    ours: float  # of the means
+    verdict: str
+
+
+def orderings(rows: Rows) -> list[Ordering]:
+    """Each pair of rows that the paper sets apart by at least LEAST in a metric. Rows that were not run are left out."""
+    found = []
+    for place, metric in enumerate(METRICS):
+        for one, other in combinations([name for name in PAPER if name in rows], 2):
+            high, low = (one, other) if PAPER[one][place] > PAPER[other][place] else (other, one)
+            difference = PAPER[high][place] - PAPER[low][place]
+            if difference < LEAST[metric]:
+                continue
+            highs, lows = [[seed[place] for seed in rows[name]] for name in (high, low)]
+            verdict = "holds" if min(highs) > max(lows) else "reversed" if max(highs) < min(lows) else "undecided"
+            found.append(Ordering(metric, high, low, difference, statistics.mean(highs) - statistics.mean(lows), verdict))
+    return found
+
+
+def verdicts(found: Sequence[Ordering]) -> str:
+    """How many of the paper's orderings hold, by metric, and which are reversed."""
+    lines = []
+    for metric in METRICS:
+        of_metric = [one for one in found if one.metric == metric]
+        if of_metric:
+            holds = sum(one.verdict == "holds" for one in of_metric)
+            other = "; ".join(
+                f"{one.verdict}: {one.higher} above {one.lower} (paper {one.paper:+.1f}, here {one.ours:+.1f})"
+                for one in of_metric
+                if one.verdict != "holds"
+            )
+            lines.append(f"{metric}: {holds} of {len(of_metric)} hold" + (f"; {other}" if other else ""))
+    return "\n".join(lines)
+
+
+def table(rows: Rows) -> str:
+    """A Markdown table: each row's mean and half the span of its seeds, the paper's number in brackets."""
+    lines = ["| objective | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
+    for name, seeds in rows.items():
+        cells = []
+        for place in range(len(METRICS)):
+            values = [seed[place] for seed in seeds]
+            half = (max(values) - min(values)) / 2
+            told = f"{statistics.mean(values):.1f}" + (f" ± {half:.1f}" if len(values) > 1 else "")
+            cells.append(told + (f" ({PAPER[name][place]:.1f})" if name in PAPER else ""))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
