@@ -124,6 +124,8 @@ def bitext_part(word: str) -> BitextPart:
         return BitextPart(word)
     name, colon, language = told.partition(":")
     tag = {"mined": "<MINED_DATA>", "mmt-bt": "<MMT_BT_DATA>", "smt-bt": "<SMT_BT_DATA>"}.get(name)
+    if tag is None and word.startswith("hf:"):
+        return BitextPart(word)  # its split
     if tag is None or bool(colon and language) != (name != "mined"):
         raise ValueError(
             f"{word}: expected SPEC, SPEC@mined, SPEC@mmt-bt:LANGUAGE or SPEC@smt-bt:LANGUAGE (what a machine wrote), "

@@ -50,7 +50,7 @@ POOLINGS: tuple[Pooling, ...] = ("max", "last", "attention")  # mean is SONAR's 
 
 @dataclass(frozen=True)
 class Objectives:
-    """`bitext` is learnt from (a share of `bitext_share`) beside `stories` of StoryWorld; `test`, every `test_every`-th row of it,
+    """`bitext` is learnt from (`bitext_share` of the pairs) beside `stories` of StoryWorld; every `test_every`-th row of `test`
     is what the table is measured on. `rows` are some of the table's, by default all. `jobs` runs work at once, with
     `threads` threads each."""
 

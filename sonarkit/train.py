@@ -215,7 +215,8 @@ def _begun(name: str, config: SonarLLMConfig, sonar: Sonar) -> SonarLLM:
 
 def train_codec(run: CodecRun, world: World) -> Evaluation:
     """Train a SONAR codec on StoryWorld and bitext; the tokenizer is trained first, or found in the run's folder."""
-    corpora = [_bitext(word, _known(run), world) for word in run.bitext]
+    read = [_bitext(word, _known(run), world) for word in run.bitext]
+    corpora = [corpus for corpus, _ in read]
     sources = [Source.of(corpus, run.bitext_share * share) for corpus, share in zip(corpora, _shares(corpora, run.temperature))]
     if run.stories:
         sources.insert(0, Source("storyworld", storyworld_rows(run.stories, run.train.seed), run.story_share))
@@ -225,7 +226,7 @@ def train_codec(run: CodecRun, world: World) -> Evaluation:
     spread_D = None
     if isinstance(run.objective, DecoderObjective) and run.objective.vector_noise:
         spread_D = _spread(run, sonar, sources)
-    judged = _judged(run, sonar.languages) if run.judged else {}
+    judged = _judged(run, {corpus.name: held for corpus, held in read}) if run.judged else {}
     task = CodecTask(
         sonar,
         sources,
@@ -257,18 +258,22 @@ def _known(run: CodecRun) -> set[str]:
     return {*codec_shape(begun).languages, *run.new_languages} if begun else set(run.languages)
 
 
-def _bitext(word: str, known: set[str], world: World) -> Bitext:
-    """A corpus in languages that are known, without the rows that are held out for good."""
+def _bitext(word: str, known: set[str], world: World) -> tuple[Bitext, list[Row]]:
+    """A corpus in languages that are known, without the rows that are held out for good; and those."""
     part = recipes.bitext_part(word)
     corpus = load_bitext(part.spec, tag=part.tag, synthetic=part.synthetic)
     unknown = Counter(code for row in corpus.rows for code in row if code not in known)
     told = ", ".join(f"{number} sides in {code}" for code, number in unknown.items())
     print0(world, corpus.report() + (f"; left out: {told}, which the codec does not have" if told else ""))
-    rows = [{code: text for code, text in row.items() if code in known} for row in corpus.rows]
-    kept = [row for row in rows if len(row) > 1 and not held_out(row.get("eng_Latn", ""))]
+    kept: list[Row] = []
+    held: list[Row] = []
+    for row in corpus.rows:
+        row = {code: text for code, text in row.items() if code in known}
+        if len(row) > 1:
+            (held if held_out(row.get("eng_Latn", "")) else kept).append(row)
     if not kept:
         raise ValueError(f"{word}: no row has two of the languages {', '.join(sorted(known)[:12])}, and is not held out")
-    return replace(corpus, rows=kept)
+    return replace(corpus, rows=kept), held
 
 
 def _shares(corpora: Sequence[Bitext], temperature: float) -> list[float]:
@@ -293,18 +298,17 @@ def _codec(run: CodecRun, sources: Sequence[Source], teacher: Sonar | None, worl
     return sonar
 
 
-def _judged(run: CodecRun, languages: Sequence[str]) -> dict[str, list[Row]]:
-    """The rows on which a run is judged: StoryWorld's, and a hundred of each bitext's held out."""
+def _judged(run: CodecRun, held: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
+    """The rows on which a run is judged: StoryWorld's, and a hundred of those that are held out of each bitext."""
     sets = {}
     if run.stories:
         sets["storyworld"] = [
             row for story in storyworld.stories(20, split="valid") for row in storyworld.aligned(story.sentences)
         ]
-    for word in run.bitext:
-        rows = [{c: t for c, t in row.items() if c in languages} for row in load_bitext(recipes.bitext_part(word).spec).rows]
-        kept = [row for row in rows if held_out(row.get("eng_Latn", "")) and set(row) == set(rows[0]) and len(row) > 1]
-        if len(kept) > 1:
-            sets[Path(word).name.partition(".")[0]] = kept[:100]
+    for name, rows in held.items():
+        alike = [row for row in rows if set(row) == set(rows[0])]
+        if len(alike) > 1:
+            sets[Path(name).name.partition(".")[0]] = alike[:100]
     return sets
 
 

@@ -154,6 +154,8 @@ def test_attention_pooling_by_name() -> None:
         ("back.tsv@mmt-bt:deu_Latn", "back.tsv", "<MMT_BT_DATA>", ("deu_Latn",)),
         ("back.tsv@smt-bt:fra_Latn", "back.tsv", "<SMT_BT_DATA>", ("fra_Latn",)),
         ("a@b/pairs.tsv", "a@b/pairs.tsv", "", ()),
+        ("hf:opus:de-en@validation", "hf:opus:de-en@validation", "", ()),
+        ("hf:opus:de-en@train@mined", "hf:opus:de-en@train", "<MINED_DATA>", ()),
     ],
 )
 def test_bitext_with_a_tag(word: str, spec: str, tag: str, synthetic: tuple[str, ...]) -> None:
