@@ -171,17 +171,14 @@ Mixture = Annotated[
 
 
 @dataclass(frozen=True)
-class SonarLLMRun:
-    """Train a SONAR-LLM on an embedding store.
+class StoreRun:
+    """Train on an embedding store: what all families that read documents have in common.
 
     `data` is the store to learn from, `valid` the one it is judged on; `codec` what made them. `mixture`, where given, takes
     the place of `data`: several stores, documents drawn in proportion to how many a store has, times its weight.
-    `init` is a SONAR-LLM over the same codec to go on from, "mini" or a folder; "" begins with random weights.
-
-    `epochs`, where given, decides how many steps there are; None leaves that to `train`. `as_published` and `context_noise`
-    are those of `SonarLLM.loss`, `train_decoder` that of `SonarLLMConfig`, `activation_checkpointing` and `compile` those of
-    `SonarLLM.use`. With `shard_decoder`, a frozen decoder lies in parts on the ranks, too, under FSDP. `frozen` "auto"
-    holds the frozen codec in bfloat16 where products are in bfloat16, at half the memory.
+    `init` is a model of the same family, shape and codec to go on from, "mini" or a folder; "" begins with random weights.
+    `epochs`, where given, decides how many steps there are; None leaves that to `train`. `frozen` "auto" holds the frozen
+    codec in bfloat16 where products are in bfloat16, at half the memory.
     """
 
     data: Path
@@ -193,21 +190,49 @@ class SonarLLMRun:
     batches: ConceptDataConfig = field(default_factory=ConceptDataConfig)
     mixture: Mixture = ()
     epochs: float | None = None
+    frozen: Literal["auto", "float32"] = "auto"
+
+    @property
+    def parts(self) -> tuple[MixturePart, ...]:
+        """The stores to learn from."""
+        return self.mixture or (MixturePart(self.data),)
+
+    def settings(self, documents: int) -> TrainConfig:
+        """`train` with the steps that so many documents take."""
+        if self.epochs is None:
+            return self.train
+        return replace(self.train, steps=steps_of(self.epochs, documents, self.batches.documents_per_step))
+
+    def holds_bfloat16(self, half: bool) -> bool:
+        """Whether the codec is held in bfloat16, given that products are in it or not."""
+        return half and self.frozen == "auto"
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"epochs must be above 0, or None to take the number of steps; got {self.epochs}")
+
+
+@dataclass(frozen=True)
+class SonarLLMRun(StoreRun):
+    """Train a SONAR-LLM on an embedding store.
+
+    `as_published` and `context_noise` are those of `SonarLLM.loss`, `train_decoder` that of `SonarLLMConfig`,
+    `activation_checkpointing` and `compile` those of `SonarLLM.use`. With `shard_decoder`, a frozen decoder lies in parts on
+    the ranks, too, under FSDP. For the rest see `StoreRun`.
+    """
+
     as_published: bool = False
     context_noise: float = 0.0
     train_decoder: bool = False
     activation_checkpointing: bool = False
     compile: bool = False
     shard_decoder: bool = False
-    frozen: Literal["auto", "float32"] = "auto"
 
     def holds_bfloat16(self, half: bool) -> bool:
-        """Whether the codec is held in bfloat16, given that products are in it or not; one that learns never is."""
-        return half and self.frozen == "auto" and not self.train_decoder
+        return super().holds_bfloat16(half) and not self.train_decoder  # what learns needs the last bits
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and not self.epochs > 0:
-            raise ValueError(f"epochs must be above 0, or None to take the number of steps; got {self.epochs}")
+        super().__post_init__()
         if not self.context_noise >= 0:
             raise ValueError(f"context_noise must be at least 0, got {self.context_noise}")
 

@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 # torchrun puts this file's own folder first on sys.path, where our file names would shadow libraries: use its parent.
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
@@ -27,7 +28,7 @@ from dataclasses import dataclass, replace  # noqa: E402
 
 import torch  # noqa: E402
 import tyro  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 from sonarkit import recipes  # noqa: E402
 from sonarkit.codec.extend import extended  # noqa: E402
@@ -40,7 +41,7 @@ from sonarkit.core.errors import user_errors  # noqa: E402
 from sonarkit.evaluation.codec import codec_report, space_alarms, space_report  # noqa: E402
 from sonarkit.evaluation.stories import story_report  # noqa: E402
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig  # noqa: E402
-from sonarkit.recipes import CodecRun, MixturePart, SonarLLMRun  # noqa: E402
+from sonarkit.recipes import CodecRun, SonarLLMRun, StoreRun  # noqa: E402
 from sonarkit.store.reader import Store  # noqa: E402
 from sonarkit.text import storyworld  # noqa: E402
 from sonarkit.text.bitext import Bitext, Row, held_out, load_bitext, mixing_weights  # noqa: E402
@@ -49,7 +50,7 @@ from sonarkit.text.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
 from sonarkit.training.codec_plan import codec_plan  # noqa: E402
 from sonarkit.training.codec_task import CodecTask, Source  # noqa: E402
 from sonarkit.training.concept_task import ConceptTask, LossOptions  # noqa: E402
-from sonarkit.training.loop import Evaluation, train  # noqa: E402
+from sonarkit.training.loop import Evaluation, TrainConfig, train  # noqa: E402
 from sonarkit.training.plan import TINY_STORIES, CorpusSize, codec_shape, plan  # noqa: E402
 
 
@@ -82,7 +83,7 @@ def parse(arguments: list[str]) -> CodecRun | SonarLLMRun:
             raise ValueError("--size needs a name, such as --size mini")
         size, rest = rest[place + 1], rest[:place] + rest[place + 2 :]
     base = recipes.recipe(family, size)
-    if "--steps" in rest and isinstance(base, SonarLLMRun):
+    if "--steps" in rest and isinstance(base, StoreRun):
         if "--epochs" in rest:
             raise ValueError("--steps and --epochs both say how long to train; give one of them")
         base = replace(base, epochs=None)
@@ -109,16 +110,12 @@ def dry_run(arguments: list[str]) -> str:
     run = parse(rest)
     if isinstance(run, CodecRun):
         return _dry_codec_run(run, machine)
-    parts = run.mixture or (MixturePart(run.data),)
-    sizes = [CorpusSize.of(Store(part.store).manifest) for part in parts if (Path(part.store) / "manifest.json").is_file()]
+    sizes = [CorpusSize.of(Store(part.store).manifest) for part in run.parts if (Path(part.store) / "manifest.json").is_file()]
     corpus = sum_of(sizes) if sizes else TINY_STORIES
-    settings = run.train
-    if run.epochs is not None:
-        settings = replace(settings, steps=recipes.steps_of(run.epochs, corpus.documents, run.batches.documents_per_step))
     found = plan(
         run.backbone,
         run.batches,
-        settings,
+        run.settings(corpus.documents),
         codec_shape(run.codec),
         corpus,
         gpus=machine.gpus,
@@ -161,47 +158,69 @@ def sum_of(sizes: list[CorpusSize]) -> CorpusSize:
     return CorpusSize(documents, sentences, pieces, sizes[0].end_pieces, ", ".join(size.name for size in sizes))
 
 
-def train_sonar_llm(run: SonarLLMRun, world: World) -> Evaluation:
-    """Train a SONAR-LLM on the store `run.data`, or on those of `run.mixture`."""
-    sonar = Sonar.from_pretrained(run.codec)
-    fingerprint = sonar.fingerprint()
-    parts = run.mixture or (MixturePart(run.data),)
-    stores, valid = [Store(part.store, fingerprint) for part in parts], Store(run.valid, fingerprint)
-    weights = [part.weight * len(store) for part, store in zip(parts, stores)]
-    documents = sum(map(len, stores))
-    settings = run.train
-    if run.epochs is not None:
-        settings = replace(settings, steps=recipes.steps_of(run.epochs, documents, run.batches.documents_per_step))
-    if run.holds_bfloat16(run.train.in_bfloat16(world.device)):
-        sonar.to(torch.bfloat16)
-    torch.manual_seed(run.train.seed)
-    codec = run.codec if run.codec in (*SHIPPED, *PUBLISHED) else str(Path(run.codec).resolve())  # to be found from any folder
-    config = SonarLLMConfig(run.backbone, sonar.config.width, codec, fingerprint, run.train_decoder)
-    model = SonarLLM(config, sonar) if not run.init else _begun(run.init, config, sonar)
-    model.use(activation_checkpointing=run.activation_checkpointing, compile=run.compile)
-    print0(
-        world,
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {documents} documents, "
-        f"{settings.steps} steps, {world.size} rank(s)",
-    )
-    openings = [" ".join(valid[i].texts[:2]) for i in range(min(8, len(valid)))]
+@dataclass(frozen=True)
+class Opened:
+    """What a run on stores begins with: the codec, named so that it is found from any folder, and the stores it made."""
 
-    def samples(model: SonarLLM) -> Evaluation:
-        stories = model.generate(openings, valid.lang, beam_size=1)
+    sonar: Sonar
+    codec: str
+    fingerprint: str
+    stores: list[Store]
+    weights: list[float]
+    valid: Store
+    settings: TrainConfig
+
+    @classmethod
+    def of(cls, run: StoreRun, world: World) -> Opened:
+        sonar = Sonar.from_pretrained(run.codec)
+        fingerprint = sonar.fingerprint()
+        stores, valid = [Store(part.store, fingerprint) for part in run.parts], Store(run.valid, fingerprint)
+        weights = [part.weight * len(store) for part, store in zip(run.parts, stores)]
+        if run.holds_bfloat16(run.train.in_bfloat16(world.device)):
+            sonar.to(torch.bfloat16)
+        codec = run.codec if run.codec in (*SHIPPED, *PUBLISHED) else str(Path(run.codec).resolve())
+        return cls(sonar, codec, fingerprint, stores, weights, valid, run.settings(sum(map(len, stores))))
+
+    def samples(self, model: Teller) -> Evaluation:
+        """How stories go on from the first two sentences of eight that are held out."""
+        openings = [" ".join(self.valid[i].texts[:2]) for i in range(min(8, len(self.valid)))]
+        stories = model.generate(openings, self.valid.lang, beam_size=1)
         return {**story_report(stories), "sample": stories[0].text}
 
+    def tell(self, model: nn.Module, world: World) -> None:
+        print0(
+            world,
+            f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {sum(map(len, self.stores))} documents, "
+            f"{self.settings.steps} steps, {world.size} rank(s)",
+        )
+
+
+class Teller(Protocol):
+    """Whatever tells stories."""
+
+    def generate(self, prompt: list[str], lang: str = ..., **options: Any) -> Any: ...
+
+
+def train_sonar_llm(run: SonarLLMRun, world: World) -> Evaluation:
+    """Train a SONAR-LLM on the store `run.data`, or on those of `run.mixture`."""
+    begun = Opened.of(run, world)
+    torch.manual_seed(run.train.seed)
+    config = SonarLLMConfig(run.backbone, begun.sonar.config.width, begun.codec, begun.fingerprint, run.train_decoder)
+    model = SonarLLM(config, begun.sonar) if not run.init else _begun(run.init, config, begun.sonar)
+    model.use(activation_checkpointing=run.activation_checkpointing, compile=run.compile)
+    begun.tell(model, world)
     task = ConceptTask(
         model,
-        stores,
-        valid,
+        begun.stores,
+        begun.valid,
         run.batches,
-        settings.seed,
-        samples,
-        weights=weights,
+        run.train.seed,
+        begun.samples,
+        weights=begun.weights,
         options=LossOptions(run.as_published, run.context_noise),
         shard_decoder=run.shard_decoder,
     )
-    return train(task, settings, world)
+    return train(task, begun.settings, world)
 
 
 def _begun(name: str, config: SonarLLMConfig, sonar: Sonar) -> SonarLLM:
