@@ -29,9 +29,9 @@ class DecoderLayer(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_TH: Tensor, sentence_TH: Tensor, packing: Packing) -> Tensor:
+    def forward(self, x_TH: Tensor, sentence_NH: Tensor, packing: Packing) -> Tensor:
         x_TH = x_TH + self.dropout(self.attention(self.attention_norm(x_TH), packing, causal=True))
-        x_TH += self.dropout(sentence_TH)  # in place: nothing has kept the sum
+        x_TH += self.dropout(packing.spread(sentence_NH))  # in place: nothing has kept the sum
         return x_TH + self.dropout(self.ffn(self.ffn_norm(x_TH)))
 
     def step(self, x_BH: Tensor, sentence_BH: Tensor, cache: Tensor, length: int) -> Tensor:
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         terms_LNH = self.sentence_terms(z_ND.index_select(0, packing.order_N))
         x_TH = self.embedding(ids_T, packing.positions())
         for layer, term_NH in zip(self.layers, terms_LNH):
-            x_TH = layer(x_TH, packing.spread(term_NH), packing)
+            x_TH = layer(x_TH, term_NH, packing)
         return self.norm(x_TH)
 
     def token_losses(
