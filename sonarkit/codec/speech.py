@@ -320,10 +320,13 @@ class SpeechEncoder(nn.Module):
         self.pooler = AttentionPooler(config.pooler, config.body.width) if config.pooler else None
         self.name = ""
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """`features` are (L_i, 80) each, of `filter_bank`, at least four frames."""
+    def forward(self, features: Sequence[Tensor], frozen_body: bool = False) -> Tensor:
+        """`features` are (L_i, 80) each, of `filter_bank`, at least two frames. A frozen body has gradients of zero."""
         padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True)
-        x_BLH, lengths = self.body(padded.to(self.device, self.dtype), [len(f) for f in features])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_body):
+            x_BLH, lengths = self.body(padded.to(self.device, self.dtype), [len(f) for f in features])
+        if frozen_body:  # DDP waits for a gradient of every weight
+            x_BLH = x_BLH + sum(p.flatten()[0] for p in self.body.parameters()) * 0
         packing = packing_of(lengths, self.device)
         x_TH = torch.cat([x_BLH[i, : lengths[i]] for i in packing.order_N.tolist()])
         return packing.in_callers_order(self.pool(x_TH, packing))

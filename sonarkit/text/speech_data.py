@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -248,6 +249,7 @@ def synthesize(folder: str | Path, config: SyntheticConfig, workers: int | None 
     soundfile()
     if shutil.which("espeak-ng") is None:
         raise ValueError("espeak-ng is not installed: apt install espeak-ng, brew install espeak-ng, or conda install espeak-ng")
+    _check_voices(config)
     folder = Path(folder)
     _same_settings(folder, config)
     todo = list(enumerate(orders(config)))
@@ -279,6 +281,17 @@ def speak(order: Order) -> np.ndarray:
     samples = np.frombuffer(sound[44 : len(sound) // 2 * 2], "<i2").astype(np.float32) / 2**15
     common = gcd(16_000, rate)
     return (resample_poly(samples, 16_000 // common, rate // common) * order.gain).clip(-1, 1).astype(np.float32)
+
+
+def _check_voices(config: SyntheticConfig) -> None:
+    """ValueError for what espeak-ng has not: it would take its default voice without a word."""
+    listed = (
+        subprocess.run(["espeak-ng", option], capture_output=True, text=True) for option in ("--voices", "--voices=variant")
+    )
+    known = {re.sub(r"^!v/", "", cell) for table in listed for cell in table.stdout.split()}
+    wanted = [*(accent for code in config.languages for accent in ACCENTS[code]), *VOICES[config.voices]]
+    if missing := [voice for voice in wanted if voice not in known]:
+        raise ValueError(f"espeak-ng has no voices {', '.join(missing)}; install espeak-ng 1.51 with its data")
 
 
 def _write_flac(path: Path, samples: np.ndarray) -> None:

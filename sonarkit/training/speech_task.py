@@ -1,0 +1,330 @@
+"""Training a speech encoder by a frozen text encoder: MSE to the vector of the transcription (arXiv 2308.11466, section 3.2).
+
+1. `teacher_vectors` encodes the transcriptions once and keeps them in a file, for that codec alone.
+2. `SpeechBatches` draws utterances by duration, perturbs their speed and masks their filter banks (SpecAugment,
+   arXiv 1904.08779); what a step sees is the same on any number of ranks, and after a resume.
+3. `SpeechTask` is what the training loop needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+import torch.nn.functional as F
+from scipy.signal import resample_poly
+from torch import Tensor, nn
+
+from sonarkit.codec import audio
+from sonarkit.codec.pipeline import Sonar
+from sonarkit.codec.speech import SpeechEncoder, encode_speech, filter_bank
+from sonarkit.core import checkpoint
+from sonarkit.core.config import to_dict
+from sonarkit.core.distributed import World, barrier, shard
+from sonarkit.core.loss import LossSum
+from sonarkit.core.packing import chunks_by_tokens
+from sonarkit.store.batches import deal
+from sonarkit.text.speech_data import Utterance
+
+# ---------------------------------------------------------------------- 1. the teacher
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The vectors (n, D) of n transcriptions, and the fingerprint of the codec that made them."""
+
+    vectors: Tensor
+    codec: str
+
+
+def vectors_beside(manifest: str | Path) -> Path:
+    """Where the vectors of a manifest's transcriptions are kept: `speech.tsv` -> `speech.vectors.safetensors`."""
+    return Path(manifest).with_suffix(".vectors.safetensors")
+
+
+def teacher_vectors(
+    file: Path,
+    utterances: Sequence[Utterance],
+    sonar: Sonar,
+    *,
+    dtype: torch.dtype = torch.float16,
+    world: World | None = None,
+    progress: bool = False,
+) -> Targets:
+    """The codec's vectors of the transcriptions, from `file` where it has them, else encoded (by rank 0) and written there.
+
+    Raises ValueError where the file was made by another codec or of other texts, UnknownLanguageError.
+    """
+    texts = hashlib.sha256("\0".join(f"{u.language} {u.text}" for u in utterances).encode()).hexdigest()[:12]
+    codec = sonar.fingerprint()
+    if not file.is_file() and (world is None or world.rank == 0):
+        vectors = sonar.encode([u.text for u in utterances], [u.language for u in utterances], progress=progress)
+        checkpoint.write_safetensors(file, {"vectors": vectors.to("cpu", dtype)}, {"codec": codec, "texts": texts})
+    if world is not None:
+        barrier(world)
+    try:
+        with safetensors.safe_open(file, "pt") as stored:
+            made_of = stored.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it to have it made again") from error
+    if made_of.get("codec") != codec:
+        raise ValueError(
+            f"{file} holds vectors of the codec {made_of.get('codec')}, but the teacher {sonar.name or 'given'} is {codec}; "
+            "use that teacher, or give another file"
+        )
+    if made_of.get("texts") != texts:
+        raise ValueError(f"{file} holds the vectors of other texts; delete it to have it made again, or give another file")
+    return Targets(checkpoint.read_safetensors(file)["vectors"], codec)
+
+
+# ---------------------------------------------------------------------- 2. batches
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How sound is varied: a factor of its speed, and stripes of the filter bank that are set to their mean, 0.
+
+    As many as `time_masks` stripes of up to `time_frames` frames (at most a fifth of them) and `mel_masks` of up to `mels`.
+    """
+
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
+    time_masks: int = 2
+    time_frames: int = 40
+    mel_masks: int = 2
+    mels: int = 15
+
+    def __post_init__(self) -> None:
+        if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
+            raise ValueError(f"speeds are factors in 0.5..2, at least one; got {self.speeds}")
+        if min(self.time_masks, self.time_frames, self.mel_masks, self.mels) < 0 or self.mels > 80:
+            raise ValueError(f"masks and their sizes must not be negative, mels at most 80: {self}")
+
+
+NONE = AugmentConfig((1.0,), 0, 0, 0, 0)
+
+
+def augmented(samples: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """(n,) samples -> (L, 80) filter banks, perturbed in speed and masked."""
+    speed = Fraction(str(rng.choice(config.speeds))).limit_denominator(100)
+    if speed != 1:
+        samples = resample_poly(samples, speed.denominator, speed.numerator).astype(np.float32)
+    features = filter_bank(torch.from_numpy(samples))
+    for axis, masks, widest in (
+        (0, config.time_masks, min(config.time_frames, len(features) // 5)),
+        (1, config.mel_masks, config.mels),
+    ):
+        for _ in range(masks):
+            width = int(rng.integers(widest + 1))
+            start = int(rng.integers(features.shape[axis] - width + 1))
+            features.narrow(axis, start, width).zero_()
+    return features
+
+
+@dataclass(frozen=True)
+class SpeechBatch:
+    """Filter banks (L_i, 80), the vectors (n, D) they are to be brought to, where they were listed, their length in seconds."""
+
+    features: list[Tensor]
+    targets: Tensor
+    sources: list[str]
+    seconds: float
+    body_frozen: bool
+
+
+class SpeechBatches:
+    """The micro-batches of one rank, step after step, for ever: about `seconds_per_step` of sound a step on all ranks together.
+
+    Every epoch is a new permutation. A micro-batch has utterances of like length, of at most `micro_seconds` in sum or one.
+    """
+
+    def __init__(self, task: SpeechTask, rank: int, size: int) -> None:
+        self.task, self.rank, self.size = task, rank, size
+        self.step = self.drawn = 0  # utterances drawn so far, by all ranks together
+
+    def __next__(self) -> list[SpeechBatch]:
+        task, chosen, milliseconds = self.task, list[tuple[int, int]](), list[int]()  # (draw, utterance)
+        while not chosen or sum(milliseconds) < 1000 * task.seconds_per_step or len(chosen) < self.size:
+            epoch, place = divmod(self.drawn, len(task.utterances))
+            i = int(_permutation(task.seed, epoch, len(task.utterances))[place])
+            chosen.append((self.drawn, i))
+            milliseconds.append(task.milliseconds[i])
+            self.drawn += 1
+        frozen = self.step < task.frozen_steps
+        self.step += 1
+        mine = micro_batches(milliseconds, self.size, round(1000 * task.micro_seconds))[self.rank]
+        return [self._batch([chosen[k] for k in micro], frozen) for micro in mine]
+
+    def _batch(self, chosen: list[tuple[int, int]], frozen: bool) -> SpeechBatch:
+        task, features = self.task, []
+        for draw, i in chosen:
+            samples = audio.load(task.utterances[i].path)
+            features.append(augmented(samples, task.augment, np.random.default_rng([task.seed, draw])))
+        indices = [i for _, i in chosen]
+        seconds = sum(task.milliseconds[i] for i in indices) / 1000
+        return SpeechBatch(features, task.targets.vectors[indices], [task.utterances[i].source for i in indices], seconds, frozen)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step, "drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step, self.drawn = state["step"], state["drawn"]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def micro_batches(lengths: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
+    """For each rank its micro-batches, as indices into `lengths`: of like length, as many for every rank, none empty.
+
+    None has more than `budget`, unless a rank has fewer utterances than another needs micro-batches.
+    """
+    dealt = deal(lengths, ranks)
+    cut = [[[mine[k] for k in chunk] for chunk in chunks_by_tokens([lengths[i] for i in mine], budget)] for mine in dealt]
+    most = min(max(map(len, cut)), min(map(len, dealt)))
+    for mine in cut:
+        while len(mine) < most:  # halve the one with most utterances
+            largest = max(range(len(mine)), key=lambda k: len(mine[k]))
+            half = len(mine[largest]) // 2
+            mine[largest : largest + 1] = [mine[largest][:half], mine[largest][half:]]
+        while len(mine) > most:  # a rank has too few utterances for as many
+            mine[-2:] = [mine[-2] + mine[-1]]
+    return cut
+
+
+# ---------------------------------------------------------------------- 3. the task
+
+
+class SpeechTask:
+    """What the training loop needs to train a `SpeechEncoder`; `evaluate` comes from the caller (see `judge`).
+
+    The loss of an utterance is the mean over D of the squared difference to its target; its count is utterances. For
+    `frozen_steps` steps the body is left as it is and only the pooler learns (weight decay, where there is one, acts on the
+    body, too). The encoder learns whose vectors it gives: `config.codec`.
+
+    Raises ValueError where targets and utterances are not as many, the widths differ, the encoder belongs to another codec, or
+    an utterance is longer than `micro_seconds` or the encoder's `max_seconds`; FileNotFoundError for a file that is not there.
+    """
+
+    def __init__(
+        self,
+        encoder: SpeechEncoder,
+        utterances: Sequence[Utterance],
+        targets: Targets,
+        *,
+        seconds_per_step: float,
+        micro_seconds: float,
+        seed: int,
+        evaluate: Callable[[SpeechEncoder], Mapping[str, float | str]],
+        augment: AugmentConfig = AugmentConfig(),
+        frozen_steps: int = 0,
+    ) -> None:
+        if len(utterances) != len(targets.vectors) or not utterances:
+            raise ValueError(
+                f"expected a vector for each utterance, got {len(utterances)} utterances, {len(targets.vectors)} vectors"
+            )
+        if targets.vectors.shape[1] != encoder.config.width:
+            raise ValueError(
+                f"the teacher's vectors are of width {targets.vectors.shape[1]}, the speech encoder's {encoder.config.width}; "
+                "they must agree"
+            )
+        if encoder.config.codec not in ("", targets.codec):
+            raise ValueError(
+                f"the speech encoder gives vectors of the codec {encoder.config.codec}, the targets are {targets.codec}'s"
+            )
+        if min(seconds_per_step, micro_seconds) <= 0 or frozen_steps < 0:
+            raise ValueError("seconds_per_step and micro_seconds must be above 0, frozen_steps not negative")
+        if frozen_steps and encoder.pooler is None:
+            raise ValueError(
+                f"frozen_steps leave the pooler to learn, but pooling {encoder.config.pooling!r} has none; set them to 0"
+            )
+        encoder.config = replace(encoder.config, codec=targets.codec)
+        self.encoder, self.utterances, self.targets = encoder, list(utterances), targets
+        self.seconds_per_step, self.micro_seconds, self.seed = seconds_per_step, micro_seconds, seed
+        self.augment, self.frozen_steps, self._evaluate = augment, frozen_steps, evaluate
+        self.milliseconds = [max(1, round(1000 * audio.seconds_of(u.path))) for u in utterances]
+        for utterance, length in zip(utterances, self.milliseconds):
+            if length > 1000 * min(micro_seconds, encoder.config.max_seconds):
+                raise ValueError(
+                    f"{utterance.source} ({utterance.path}) is {length / 1000:.1f} s long, more than micro_seconds = "
+                    f"{micro_seconds:g} or the encoder's {encoder.config.max_seconds:g}; raise it, or leave the utterance out"
+                )
+        self._sharded = False
+
+    @property
+    def model(self) -> nn.Module:
+        return self.encoder
+
+    def batches(self, rank: int, size: int) -> SpeechBatches:
+        return SpeechBatches(self, rank, size)
+
+    def loss(self, batch: SpeechBatch) -> LossSum:
+        targets = batch.targets.to(self.encoder.device, torch.float32)
+        vectors = self.encoder(batch.features, frozen_body=batch.body_frozen).float()
+        squared = F.mse_loss(vectors, targets, reduction="none").mean(1).sum()
+        with torch.no_grad():
+            away = (1 - F.cosine_similarity(vectors, targets)).sum()
+        count = float(len(targets))
+        return LossSum(squared, count, {"mse": (squared.detach(), count), "cosine_distance": (away, count)})
+
+    def evaluate(self, world: World) -> Mapping[str, float | str]:
+        return self._evaluate(self.encoder) if world.rank == 0 or self._sharded else {}  # in parts it takes all ranks
+
+    def cost(self, batch: SpeechBatch) -> dict[str, float]:
+        return {"sentences": float(len(batch.features))}
+
+    def describe(self, batch: SpeechBatch) -> list[str]:
+        return batch.sources
+
+    def shard(self, world: World) -> None:
+        """FSDP2 over the layers of the body."""
+        shard(world, self.encoder, (), self.encoder.body.layers, ())
+        self._sharded = True
+
+    def save_pretrained(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        self.encoder.save_pretrained(folder, weights=weights)
+
+    def config(self) -> dict[str, Any]:
+        listed = "\0".join(f"{u.path.name} {u.language} {u.text}" for u in self.utterances)
+        return {
+            "task": "speech",
+            "encoder": to_dict(self.encoder.config),
+            "utterances": [len(self.utterances), hashlib.sha256(listed.encode()).hexdigest()[:12]],
+            "seconds_per_step": self.seconds_per_step,
+            "micro_seconds": self.micro_seconds,
+            "augment": to_dict(self.augment),
+            "frozen_steps": self.frozen_steps,
+            "seed": self.seed,
+        }
+
+
+def judge(
+    encoder: SpeechEncoder, sets: Mapping[str, tuple[Sequence[Utterance], Targets]], batch_seconds: float | None = None
+) -> dict[str, float]:
+    """How near speech comes to its transcription, for each named set (such as heard and unheard voices).
+
+    `NAME_mse` and `NAME_cosine` to the target, and `NAME_error_percent`: how often the nearest transcription of the set, by
+    cosine, is another text.
+    """
+    found = {}
+    for name, (utterances, targets) in sets.items():
+        vectors = encode_speech(encoder, [u.path for u in utterances], batch_seconds=batch_seconds).float().cpu()
+        wanted = targets.vectors.float().cpu()
+        nearest = (F.normalize(vectors) @ F.normalize(wanted).T).argmax(1).tolist()
+        wrong = sum(
+            (utterances[i].text, utterances[i].language) != (utterances[j].text, utterances[j].language)
+            for i, j in enumerate(nearest)
+        )
+        found[f"{name}_mse"] = float(F.mse_loss(vectors, wanted))
+        found[f"{name}_cosine"] = float(F.cosine_similarity(vectors, wanted).mean())
+        found[f"{name}_error_percent"] = 100 * wrong / len(utterances)
+    return found
