@@ -8,27 +8,20 @@ prediction through the decoder and says which errors of a vector matter and whic
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sonarkit.codec.pipeline import Sonar
-from sonarkit.core import checkpoint
-from sonarkit.core import config as configs
 from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import Packing, pack, packing_of
-from sonarkit.core.paths import asset
 from sonarkit.models import official, rollout
 from sonarkit.models.backbone import Backbone, BackboneConfig, Block, Context, recompute
+from sonarkit.models.concept_model import ConceptModule
 from sonarkit.models.rollout import END_OF_SEQUENCE, Story
 from sonarkit.store.reader import Document
-
-SHIPPED = {"mini": "mini/sonar-llm"}
-FORMAT = "sonarkit-sonar-llm-1"
 
 
 @dataclass(frozen=True)
@@ -45,38 +38,28 @@ class SonarLLMConfig:
     train_decoder: bool = False
 
 
-class SonarLLM(nn.Module):
+class SonarLLM(ConceptModule):
     """Backbone between two projections. The frozen codec is held beside the weights, never among them.
 
     A decoder that is trained is among them, as `decoder`; `sonar` is then a codec of the encoder given and that decoder, and
     the codec given stays as it is.
     """
 
+    family = "SONAR-LLM"
+    Config = SonarLLMConfig
+    shipped = {"mini": "mini/sonar-llm"}
+    config: SonarLLMConfig
+
     def __init__(self, config: SonarLLMConfig, sonar: Sonar) -> None:
-        super().__init__()
-        if config.embedding != sonar.config.width:
-            raise ValueError(f"the model reads vectors of width {config.embedding}, the codec makes {sonar.config.width}")
-        self.config = config
+        super().__init__(config, with_own_decoder(sonar) if config.train_decoder else sonar)
         self.forward_proj = nn.Linear(config.embedding, config.backbone.hidden)
         self.backbone = Backbone(config.backbone)
         self.reverse_proj = nn.Linear(config.backbone.hidden, config.embedding)
-        sonar = (with_own_decoder(sonar) if config.train_decoder else sonar).eval().requires_grad_(False)
-        self._codec = (sonar,)  # in a tuple: not a submodule, not in the checkpoint
         if config.train_decoder:
-            self.decoder = sonar.decoder.train().requires_grad_(True)
+            self.decoder = self.sonar.decoder.train().requires_grad_(True)
 
-    @property
-    def sonar(self) -> Sonar:
-        return self._codec[0]
-
-    @property
-    def device(self) -> torch.device:
-        return self.reverse_proj.weight.device
-
-    def _apply(self, fn: Any, recurse: bool = True) -> SonarLLM:
-        # .to(), .cuda(), .half() move the codec along
-        (self.sonar.encoder if self.config.train_decoder else self.sonar)._apply(fn)
-        return super()._apply(fn, recurse)
+    def _held(self) -> nn.Module:
+        return self.sonar.encoder if self.config.train_decoder else self.sonar
 
     # ------------------------------------------------------------------ learning
 
@@ -139,13 +122,6 @@ class SonarLLM(nn.Module):
 
     # ------------------------------------------------------------------ predicting
 
-    @torch.no_grad()
-    def predict_next(self, embeddings_BSD: Tensor) -> Tensor:
-        """(B, S, D) vectors of the sentences so far -> (B, D) the next one's, in raw SONAR space."""
-        context = self.start(len(embeddings_BSD), embeddings_BSD.shape[1])
-        lengths = torch.full((len(embeddings_BSD),), embeddings_BSD.shape[1], device=self.device)
-        return self.advance(embeddings_BSD, context, lengths)
-
     def start(self, rows: int, positions: int) -> Context:
         """An empty context for `rows` stories of at most `positions` sentences."""
         return self.backbone.empty_context(rows, positions)
@@ -170,36 +146,7 @@ class SonarLLM(nn.Module):
         x_SH = self.forward_proj(embeddings_SD.to(self.device, self.forward_proj.weight.dtype))
         return self.backbone.attention(x_SH).float()
 
-    def generate(self, prompt: str | list[str], lang: str = "eng_Latn", **options: Any) -> Any:
-        """Continue one story or many; see `rollout.generate` for the options and the result."""
-        return rollout.generate(self, prompt, lang, **options)
-
     # ------------------------------------------------------------------ loading and saving
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, *, sonar: Sonar | None = None, device: str | torch.device = "cpu") -> SonarLLM:
-        """The shipped `"mini"`, or a folder written by `save_pretrained`.
-
-        The codec it was trained with is loaded too, unless passed. A codec with another fingerprint is refused.
-        """
-        folder = asset(SHIPPED[str(name)]) if str(name) in SHIPPED else Path(name)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"no SONAR-LLM at {str(name)!r}: expected one of {', '.join(sorted(SHIPPED))} or a folder with "
-                "config.json and model.safetensors"
-            )
-        config = configs.load(SonarLLMConfig, folder / "config.json")
-        sonar = sonar or Sonar.from_pretrained(config.codec)
-        if sonar.fingerprint() != config.codec_fingerprint:
-            raise ValueError(
-                f"this model was trained on codec {config.codec!r} ({config.codec_fingerprint}); the codec at hand is "
-                f"{sonar.name!r} ({sonar.fingerprint()}), whose vectors mean something else. Pass the right one as sonar=."
-            )
-        tensors = checkpoint.read_safetensors(folder / "model.safetensors")
-        with torch.device("meta"):
-            model = cls(config, sonar)
-        checkpoint.assign(model, {key: value.float() for key, value in tensors.items()}, folder / "model.safetensors")
-        return model.to(device).eval()
 
     @classmethod
     def from_official(
@@ -224,20 +171,6 @@ class SonarLLM(nn.Module):
             model = cls(ours, sonar)
         found.fill(model)
         return model.to(device).eval()
-
-    def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype = torch.float16, weights: Mapping[str, Tensor] | None = None
-    ) -> None:
-        """Write `config.json` and `model.safetensors` (in `dtype`); the frozen codec stays where it is.
-
-        `weights` are written instead of the model's own, where those lie in parts on several ranks.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = self.state_dict() if weights is None else weights
-        tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
-        checkpoint.write_safetensors(folder / "model.safetensors", tensors, {"format": FORMAT})
-        configs.save(self.config, folder / "config.json")
 
 
 def with_own_decoder(sonar: Sonar) -> Sonar:
