@@ -87,7 +87,7 @@ class SpeechConfig:
 
 
 def speech_mini(codec: str = "") -> SpeechConfig:
-    """The shipped size: 4.3 M parameters into vectors of 256."""
+    """The shipped size: 4.1 M parameters (8.3 MB in float16) into vectors of 256."""
     body = BodyConfig(192, 4, 4, 576, dropout=0.1, kernel=15, subsampling="convolution")
     return SpeechConfig(256, body, "attention", PoolerConfig(256, 1, 4, 512), max_seconds=30.0, codec=codec)
 
@@ -322,12 +322,10 @@ class SpeechEncoder(nn.Module):
         self.name = ""
 
     def forward(self, features: Sequence[Tensor], frozen_body: bool = False) -> Tensor:
-        """`features` are (L_i, 80) each, of `filter_bank`, at least two frames. A frozen body has gradients of zero."""
+        """`features` are (L_i, 80) each, of `filter_bank`, at least two frames. A frozen body gets no gradient."""
         padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_body):
             x_BLH, lengths = self.body(padded.to(self.device, self.dtype), [len(f) for f in features])
-        if frozen_body:  # DDP waits for a gradient of every weight
-            x_BLH = x_BLH + sum(p.flatten()[0] for p in self.body.parameters()) * 0
         packing = packing_of(lengths, self.device)
         x_TH = torch.cat([x_BLH[i, : lengths[i]] for i in packing.order_N.tolist()])
         return packing.in_callers_order(self.pool(x_TH, packing))

@@ -271,6 +271,8 @@ class SpeechTask:
         targets = batch.targets.to(self.encoder.device, torch.float32)
         vectors = self.encoder(batch.features, frozen_body=batch.body_frozen).float()
         squared = F.mse_loss(vectors, targets, reduction="none").mean(1).sum()
+        if batch.body_frozen and not self._sharded:  # DDP waits for a gradient of every weight
+            squared = squared + 0 * sum(p.flatten()[0] for p in self.encoder.body.parameters())
         with torch.no_grad():
             away = (1 - F.cosine_similarity(vectors, targets)).sum()
         count = float(len(targets))

@@ -201,13 +201,14 @@ def train_and_read(learns: SpeechTask, config: TrainConfig) -> list[tuple[int, f
 
 
 def test_two_ranks_are_one(tmp_path: Path) -> None:
-    utterances = speech(tmp_path)
-    train(task(utterances, frozen_steps=1), settings(tmp_path / "one", 3), ALONE)
+    """Whole on each rank (DDP) and in parts (FSDP2), while the body waits and after."""
+    train(task(speech(tmp_path), frozen_steps=1), settings(tmp_path / "one", 3), ALONE)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(tmp_path)]
     subprocess.run(launch, check=True, capture_output=True, text=True, timeout=120)
-    one, two = (SpeechEncoder.from_pretrained(tmp_path / name / "final").state_dict() for name in ("one", "two"))
-    for key in one:
-        torch.testing.assert_close(two[key], one[key], atol=2e-3, rtol=2e-3)  # saved in float16
+    one, *others = (SpeechEncoder.from_pretrained(tmp_path / name / "final").state_dict() for name in ("one", "ddp", "fsdp"))
+    for other in others:
+        for key in one:
+            torch.testing.assert_close(other[key], one[key], atol=2e-3, rtol=2e-3)  # saved in float16
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
@@ -226,6 +227,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
 
 if __name__ == "__main__":  # a rank of test_two_ranks_are_one
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    train(task(open_speech(folder / "speech.tsv"), frozen_steps=1), settings(folder / "two", 3), start("cpu"))
+    folder, world = Path(sys.argv[1]), start("cpu")
+    for parallel in ("ddp", "fsdp"):
+        learns = task(open_speech(folder / "speech.tsv"), frozen_steps=1)
+        train(learns, settings(folder / parallel, 3, parallel=parallel), world)
     stop()
