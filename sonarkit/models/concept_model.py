@@ -19,11 +19,13 @@ from sonarkit.models import rollout
 class ConceptModule(nn.Module):
     """A model that reads sentence vectors and predicts the next one's. The codec is held beside the weights, never among them.
 
-    A family names itself (`family`), its configuration, whose fields `embedding`, `codec` and `codec_fingerprint` say which
-    codec it was trained on, and the weights that are shipped; it gives `start` and `advance` (see `rollout.ConceptModel`).
+    A family names itself (`family`), the unit of its loss, its configuration, whose fields `embedding`, `codec` and
+    `codec_fingerprint` say which codec it was trained on, and the weights that are shipped; it gives `start` and `advance` (see
+    `rollout.ConceptModel`).
     """
 
     family: ClassVar[str]
+    loss_unit: ClassVar[str]  # of `loss`, total over count
     Config: ClassVar[type]
     shipped: ClassVar[Mapping[str, str]] = {}  # name -> folder in `assets/`
 

@@ -25,12 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sonarkit.codec.pipeline import Sonar
+from sonarkit.core.distributed import World, shard
 from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import Packing, packing_of
 from sonarkit.models import rollout
 from sonarkit.models.backbone import MLP, Backbone, BackboneConfig, Block, Context, recompute
 from sonarkit.models.concept_model import ConceptModule
-from sonarkit.models.mse_lcm import END_THRESHOLD, compile_blocks, distances, fitting
+from sonarkit.models.flops import CORE, TRAINED, projection
+from sonarkit.models.mse_lcm import END_THRESHOLD, LOSS_UNIT, compile_blocks, distances, fitting, training_backbone
 from sonarkit.store.normalizer import Normalizer
 from sonarkit.store.reader import Document
 
@@ -235,13 +237,48 @@ class TimeEmbedding(nn.Module):
 class Denoiser(nn.Module):
     """Noisy vectors and their contexts -> the vectors beneath, all in normalised space. No positions."""
 
-    def __init__(self, config: BackboneConfig, layers: int, embedding: int) -> None:
+    def __init__(self, config: BackboneConfig, layers: int, embedding: int, timesteps: int) -> None:
         super().__init__()
+        self.timesteps = timesteps
         self.time = TimeEmbedding(config.hidden, config.init_std)
         self.initial = nn.Linear(embedding, config.hidden)
         self.layers = nn.ModuleList(DenoiserBlock(config) for _ in range(layers))
         self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
         self.final = nn.Linear(config.hidden, embedding)
+
+    def forward(self, x_TD: Tensor, context_TH: Tensor, kept_T1: Tensor, timestep_T: Tensor, packing: Packing) -> Tensor:
+        """(T, D) packed noisy vectors at timesteps of their own -> (T, D); see `DenoiserBlock.forward`."""
+        # What depends on the timestep only is computed for each of the few there are, not for each sentence.
+        times_MH = self.time(torch.arange(self.timesteps, device=x_TD.device))
+        x_TH = self._enter(x_TD)
+        for layer in self.layers:
+            x_TH = layer(x_TH, context_TH, kept_T1, times_MH, timestep_T, packing)
+        return self.final(self.norm(x_TH))
+
+    def modulations(self, timesteps: list[int]) -> Tensor:
+        """(M, layers, 9 H) of what `step` needs at M timesteps."""
+        times_MH = self.time(torch.tensor(timesteps, device=self.initial.weight.device))
+        return torch.stack([layer.modulate(times_MH) for layer in self._blocks()], 1)
+
+    def remember(self, context_BSH: Tensor, cache: Tensor, places_BS: Tensor) -> None:
+        """Write the keys and values of contexts to these places of `cache` (layers, 2, B, places, heads, d)."""
+        rows_B1 = torch.arange(len(context_BSH), device=context_BSH.device)[:, None]
+        for layer, kept in zip(self._blocks(), cache):
+            kept[:, rows_B1, places_BS] = layer.keys_values(context_BSH).to(kept.dtype)
+
+    def step(self, x_RD: Tensor, modulations: Tensor, cache: Tensor, seen_BS: Tensor) -> Tensor:
+        """(R, D) noisy vectors, all at the timestep of `modulations` (layers, 9 H) -> (R, D); see `DenoiserBlock.step`."""
+        x_RH = self._enter(x_RD)
+        for layer, kept, modulation in zip(self._blocks(), cache, modulations):
+            x_RH = layer.step(x_RH, modulation, kept, seen_BS)
+        return self.final(self.norm(x_RH))
+
+    def _enter(self, x: Tensor) -> Tensor:
+        dtype = self.initial.weight.dtype  # autocast must not round the residual stream
+        return self.initial(x.to(dtype)).to(dtype)
+
+    def _blocks(self) -> list[DenoiserBlock]:
+        return [layer for layer in self.layers if isinstance(layer, DenoiserBlock)]
 
 
 # ---------------------------------------------------------------------- the model
@@ -309,6 +346,7 @@ class DiffusionLCM(ConceptModule):
     """Contextualizer and denoiser; the frozen `normalizer` is among the weights."""
 
     family = "Diffusion-LCM"
+    loss_unit = LOSS_UNIT
     Config = DiffusionLCMConfig
     config: DiffusionLCMConfig
 
@@ -317,7 +355,7 @@ class DiffusionLCM(ConceptModule):
         self.normalizer = fitting(normalizer, config.embedding)
         self.pre_net = nn.Linear(config.embedding, config.backbone.hidden)
         self.backbone = Backbone(config.backbone)
-        self.denoiser = Denoiser(config.backbone, config.denoiser_layers, config.embedding)
+        self.denoiser = Denoiser(config.backbone, config.denoiser_layers, config.embedding, config.noise.timesteps)
         with torch.device("cpu"):
             self._alpha_bars = config.noise.alpha_bars().tolist()
 
@@ -330,6 +368,25 @@ class DiffusionLCM(ConceptModule):
         recompute((*self.backbone.layers, *self.denoiser.layers), activation_checkpointing)
         compile_blocks(self.backbone, compile)
         return self
+
+    def shard(self, world: World) -> None:
+        """FSDP2 over the layers of both towers, on every rank; see `core.distributed.shard`."""
+        steps = ("modulate", "keys_values", "step")
+        shard(world, self.denoiser, ("modulations", "remember", "step"), self.denoiser.layers, steps)
+        shard(world, self, ("loss", "advance"), self.backbone.layers, ("extend",))
+
+    def flops(self, batch: list[Document]) -> float:
+        """Floating-point operations of a forward and a backward pass of `loss`; see `models/flops.py`."""
+        shape, lengths = self.config.backbone, [len(document.vectors_SD) for document in batch]
+        read, judged = [length - 1 for length in lengths], sum(lengths)
+        hidden, inner, times = shape.hidden, shape.heads * shape.head_dim, self.config.noise.timesteps
+        # The vectors read are data: no gradient leads back through the first projections.
+        entering = (TRAINED - 1) * projection(shape, self.config.embedding) * (sum(read) + judged)
+        layer = judged * TRAINED * 2 * (6 * hidden * inner + 3 * hidden * shape.ffn)
+        layer += sum(length**2 for length in lengths) * CORE * 4 * inner + times * TRAINED * 2 * 9 * hidden**2
+        time = times * 2 * ((TRAINED - 1) * 256 * hidden + TRAINED * hidden**2)
+        leaving = TRAINED * projection(shape, self.config.embedding) * judged
+        return training_backbone(shape, read) + entering + self.config.denoiser_layers * layer + time + leaving
 
     # ------------------------------------------------------------------ learning
 
@@ -350,7 +407,7 @@ class DiffusionLCM(ConceptModule):
         left_T1 = torch.tensor(self._alpha_bars, dtype=target_TD.dtype, device=self.device)[timestep_T, None]
         noisy_TD = left_T1.sqrt() * target_TD + (1 - left_T1).sqrt() * noise_TD
         context_TH = self._contexts(target_TD, packing)
-        return distances(self._denoise(noisy_TD, context_TH, kept_T1, timestep_T, packing), target_TD, self.normalizer)
+        return distances(self.denoiser(noisy_TD, context_TH, kept_T1, timestep_T, packing), target_TD, self.normalizer)
 
     def _drawn(self, documents: list[Document], target_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(T,) timesteps, (T, D) noise, and (T, 1) whether the context is seen."""
@@ -376,15 +433,6 @@ class DiffusionLCM(ConceptModule):
         read, before = packing.split(z_TD), packing.without_last()
         hidden_TH = self.backbone(self._enter(torch.cat([block[:, :-1].flatten(0, 1) for block in read])), before)
         return torch.cat([F.pad(block, (0, 0, 1, 0)).flatten(0, 1) for block in before.split(hidden_TH)])
-
-    def _denoise(self, x_TD: Tensor, context_TH: Tensor, kept_T1: Tensor, timestep_T: Tensor, packing: Packing) -> Tensor:
-        denoiser, dtype = self.denoiser, self.pre_net.weight.dtype
-        # What depends on the timestep only is computed for each of the few there are, not for each sentence.
-        times_MH = denoiser.time(torch.arange(self.config.noise.timesteps, device=self.device))
-        x_TH = denoiser.initial(x_TD.to(dtype)).to(dtype)  # autocast must not round the residual stream
-        for layer in denoiser.layers:
-            x_TH = layer(x_TH, context_TH, kept_T1, times_MH, timestep_T, packing)
-        return denoiser.final(denoiser.norm(x_TH))
 
     def _enter(self, z: Tensor) -> Tensor:
         dtype = self.pre_net.weight.dtype
@@ -414,21 +462,17 @@ class DiffusionLCM(ConceptModule):
         read = self.normalizer.normalize(embeddings_BSD.to(self.device))
         places_BS = 1 + context.read.lengths_B[:, None] + torch.arange(read.shape[1], device=self.device)
         hidden_BSH = self.backbone.extend(self._enter(read), context.read, new_B.to(self.device))
-        rows_B1 = torch.arange(len(read), device=self.device)[:, None]
-        for cache, layer in zip(context.cache, self.denoiser.layers):
-            assert isinstance(layer, DenoiserBlock)
-            cache[:, rows_B1, places_BS] = layer.keys_values(hidden_BSH).to(cache.dtype)
+        self.denoiser.remember(hidden_BSH, context.cache, places_BS)
         return self.normalizer.denormalize(self._sampled(context)).float()
 
     def _sampled(self, context: DiffusionContext) -> Tensor:
         """(B, D) vectors made from noise, in normalised space: DDIM, both branches of the guidance in one batch."""
-        sampling, dtype = context.sampling, self.pre_net.weight.dtype
+        sampling, dtype = context.sampling, torch.promote_types(self.pre_net.weight.dtype, torch.float32)
         lengths = context.read.lengths_B.tolist()
         cache = context.cache[:, :, :, : 1 + max(lengths)]
         seen_BS = torch.arange(cache.shape[3], device=self.device) <= context.read.lengths_B[:, None]
         timesteps = trailing_timesteps(self.config.noise.timesteps, sampling.steps)
-        times_MH = self.denoiser.time(torch.tensor(timesteps, device=self.device))
-        modulations = [layer.modulate(times_MH) for layer in self._blocks()]
+        modulations = self.denoiser.modulations(timesteps)
         fresh = self._fresh_noise(context.seeds, lengths, sampling).to(self.device, dtype)
         x_BD = clean_BD = sampling.initial_noise * fresh[0]
         for i, timestep in enumerate(timesteps):
@@ -436,19 +480,14 @@ class DiffusionLCM(ConceptModule):
             before = self._alpha_bars[timesteps[i + 1]] if i + 1 < len(timesteps) else 1.0
             # At the last timestep nothing is left of the vector, and noise tells nothing of it: no guidance, as published.
             both = sampling.guidance != 1 and alpha_bar > 0
-            hidden = self.denoiser.initial(torch.cat([x_BD, x_BD]) if both else x_BD)
-            for layer, kept, modulation in zip(self._blocks(), cache, modulations):
-                hidden = layer.step(hidden, modulation[i], kept, seen_BS)
-            clean_BD, *unconditional = self.denoiser.final(self.denoiser.norm(hidden)).split(len(x_BD))
+            found = self.denoiser.step(torch.cat([x_BD, x_BD]) if both else x_BD, modulations[i], cache, seen_BS)
+            clean_BD, *unconditional = found.to(dtype).split(len(x_BD))
             noise_BD = noise_in(x_BD, clean_BD, alpha_bar)
             if unconditional:
                 noise_BD = guided(noise_BD, noise_in(x_BD, unconditional[0], alpha_bar), sampling)
                 clean_BD = (x_BD - math.sqrt(1 - alpha_bar) * noise_BD) / math.sqrt(alpha_bar)
             x_BD = ddim_step(clean_BD, noise_BD, alpha_bar, before, sampling, fresh[1 + i] if sampling.eta else None)
         return clean_BD
-
-    def _blocks(self) -> list[DenoiserBlock]:
-        return [layer for layer in self.denoiser.layers if isinstance(layer, DenoiserBlock)]
 
     def _fresh_noise(self, seeds: list[int], lengths: list[int], sampling: SamplingConfig) -> Tensor:
         """(1 or 1 + steps, B, D) standard noise, to begin with and for each step that adds some; drawn on the CPU."""

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from sonarkit.codec.pipeline import Sonar
+from sonarkit.core.distributed import World, shard
 from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import packing_of
 from sonarkit.models.backbone import Backbone, BackboneConfig, Block, Context, recompute
 from sonarkit.models.concept_model import ConceptModule
+from sonarkit.models.flops import CORE, TRAINED, backbone_attention, backbone_position, projection
 from sonarkit.store.normalizer import Normalizer
 from sonarkit.store.reader import Document
 
+LOSS_UNIT = "squared_distance_per_sentence"
 END_THRESHOLD = 0.9  # the cosine to the end sentence's vector that ends a story of an LCM
 
 
@@ -37,6 +40,7 @@ class MseLCM(ConceptModule):
     """PreNet, backbone and PostNet; the frozen `normalizer` is among the weights."""
 
     family = "MSE-LCM"
+    loss_unit = LOSS_UNIT
     Config = MseLCMConfig
     config: MseLCMConfig
 
@@ -56,6 +60,17 @@ class MseLCM(ConceptModule):
         recompute(self.backbone.layers, activation_checkpointing)
         compile_blocks(self.backbone, compile)
         return self
+
+    def shard(self, world: World) -> None:
+        """FSDP2 over the backbone's layers, on every rank; see `core.distributed.shard`."""
+        shard(world, self, ("loss", "advance"), self.backbone.layers, ("extend",))
+
+    def flops(self, batch: list[Document]) -> float:
+        """Floating-point operations of a forward and a backward pass of `loss`; see `models/flops.py`."""
+        read = [len(document.vectors_SD) - 1 for document in batch]
+        # The vectors read are data: no gradient leads back through the first projection.
+        ends = sum(read) * (TRAINED - 1 + TRAINED) * projection(self.config.backbone, self.config.embedding)
+        return training_backbone(self.config.backbone, read) + ends
 
     def loss(self, batch: list[Document]) -> LossSum:
         """Squared distance in normalised space, summed over dimensions and over every sentence but each document's first.
@@ -99,6 +114,12 @@ def fitting(normalizer: Normalizer, width: int) -> Normalizer:
     if len(normalizer.center_D) != width:
         raise ValueError(f"the normalizer was fitted on vectors of width {len(normalizer.center_D)}, the model reads {width}")
     return normalizer
+
+
+def training_backbone(config: BackboneConfig, lengths: list[int]) -> float:
+    """Floating-point operations of a backbone's forward and backward pass over documents of these lengths."""
+    squares = sum(length**2 for length in lengths)
+    return sum(lengths) * TRAINED * backbone_position(config) + squares * CORE * backbone_attention(config)
 
 
 def compile_blocks(backbone: Backbone, on: bool) -> None:

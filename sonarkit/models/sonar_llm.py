@@ -46,6 +46,7 @@ class SonarLLM(ConceptModule):
     """
 
     family = "SONAR-LLM"
+    loss_unit = "nats_per_token"
     Config = SonarLLMConfig
     shipped = {"mini": "mini/sonar-llm"}
     config: SonarLLMConfig

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from test_backbone import plain_forward  # type: ignore[import-not-found]
 from test_mse_lcm import LENGTHS, SHAPE, documents, learn, normalizer_of  # type: ignore[import-not-found]
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.packing import packing_of
@@ -244,7 +245,7 @@ def test_neither_other_documents_nor_what_comes_later_reach_a_denoised_vector(mo
     """By gradient: a vector, denoised, depends on itself and on those before it in its document alone."""
     packed_TD = torch.cat([d.vectors_SD for d in documents((3, 4))]).requires_grad_()
     contexts_TH = model._contexts(packed_TD, PACKED)
-    found_TD = model._denoise(packed_TD, contexts_TH, torch.ones(7, 1), torch.full((7,), 6), PACKED)
+    found_TD = model.denoiser(packed_TD, contexts_TH, torch.ones(7, 1), torch.full((7,), 6), PACKED)
     reached = torch.stack([torch.autograd.grad(row.sum(), packed_TD, retain_graph=True)[0].abs().sum(1) > 0 for row in found_TD])
     expected = torch.block_diag(torch.ones(3, 3).tril(), torch.ones(4, 4).tril()).bool()
     assert torch.equal(reached, expected)
@@ -253,7 +254,7 @@ def test_neither_other_documents_nor_what_comes_later_reach_a_denoised_vector(mo
 def test_an_untrained_denoiser_passes_its_input_through_every_layer(sonar: Sonar) -> None:
     """AdaLN-zero: all gates begin at 0."""
     with torch.random.fork_rng():
-        denoiser = Denoiser(SHAPE, 3, 32)
+        denoiser = Denoiser(SHAPE, 3, 32, 10)
     x_TH = torch.randn(7, 24)
     for layer in denoiser.layers:
         found = layer(x_TH, torch.randn(7, 24), torch.ones(7, 1), torch.randn(10, 24), torch.arange(7), PACKED)
@@ -348,6 +349,13 @@ def test_saved_and_loaded_it_is_the_same_and_another_codec_is_refused(model: Dif
 # ---------------------------------------------------------------------- learning
 
 
+def test_flops_are_those_that_torch_counts(model: DiffusionLCM) -> None:
+    batch = documents()
+    with FlopCounterMode(display=False) as counter:
+        model.loss(batch).total.backward()
+    assert model.flops(batch) == counter.get_total_flops()
+
+
 def test_recomputing_changes_neither_loss_nor_gradient(model: DiffusionLCM) -> None:
     batch, found = documents(), []
     for on in (False, True, False):
@@ -400,7 +408,7 @@ def test_it_gives_one_of_two_sentences_that_may_follow_where_the_mse_model_gives
 def test_two_towers_have_about_as_many_weights_as_the_backbone(backbone: BackboneConfig) -> None:
     shape, layers = towers(backbone)
     with torch.device("meta"):
-        both = weights_of(Backbone(shape)) + weights_of(Denoiser(shape, layers, 1024))
+        both = weights_of(Backbone(shape)) + weights_of(Denoiser(shape, layers, 1024, 100))
         one = weights_of(Backbone(backbone))
     assert both == pytest.approx(one, rel=0.15)
     assert abs(shape.layers - 5 * layers / 13) < 1

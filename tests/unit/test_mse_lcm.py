@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from test_backbone import plain_forward  # type: ignore[import-not-found]
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.models.backbone import BackboneConfig
@@ -154,6 +155,13 @@ def test_it_learns_a_sequence_by_heart(model: MseLCM) -> None:
     vectors_SD = batch[1].vectors_SD
     similar = F.cosine_similarity(model.predict_next(vectors_SD[None, :4])[0], vectors_SD[4], dim=0)
     assert similar > 0.99
+
+
+def test_flops_are_those_that_torch_counts(model: MseLCM) -> None:
+    batch = documents()
+    with FlopCounterMode(display=False) as counter:
+        model.loss(batch).total.backward()
+    assert model.flops(batch) == counter.get_total_flops()
 
 
 def test_recomputing_changes_neither_loss_nor_gradient(model: MseLCM) -> None:
