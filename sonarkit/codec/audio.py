@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.signal import resample_poly
 from torch import Tensor
 
 from sonarkit.text.speech_data import soundfile
@@ -51,7 +50,11 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     if rate < 1:
         raise ValueError(f"the rate is in samples a second, at least 1; got {rate}")
     up, down = _ratio(rate)
-    return samples if up == down else resample_poly(samples, up, down).astype(np.float32)
+    if up == down:
+        return samples
+    from scipy.signal import resample_poly  # slow to import, and not needed for text
+
+    return resample_poly(samples, up, down).astype(np.float32)
 
 
 def _ratio(rate: int) -> tuple[int, int]:

@@ -24,7 +24,6 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from scipy.signal import resample_poly
 from tqdm.auto import tqdm
 
 from sonarkit.core.checkpoint import write_atomically
@@ -137,7 +136,7 @@ def _common_voice(table: Path, lang: str) -> Iterator[Utterance]:
 
 def _fleurs(table: Path, split: str, lang: str) -> Iterator[Utterance]:
     """FLEURS has no header: id, file, raw transcription, transcription, characters, samples, gender."""
-    code = _code(lang.replace("cmn_hans", "zh_hans").replace("yue_hant", "yue"), str(table))
+    code = _code(lang, str(table))
     folders = [folder for folder in (table.parent / "audio" / split, table.parent / split) if folder.is_dir()]
     if not folders:
         raise FileNotFoundError(f"{table.parent} has neither audio/{split} nor {split}; unpack {split}.tar.gz there")
@@ -261,10 +260,12 @@ def synthesize(folder: str | Path, config: SyntheticConfig, workers: int | None 
         if not paths[i].is_file():
             write_atomically(paths[i], lambda temporary: _write_flac(temporary, speak(todo[i][1])))
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # threads that wait for the processes of espeak-ng
-        bar = tqdm(pool.map(make, range(len(todo))), total=len(todo), desc="speak", unit="utt", disable=not progress)
-        for _ in bar:
+    pool = ThreadPoolExecutor(workers or os.cpu_count())  # threads that wait for the processes of espeak-ng
+    try:
+        for _ in tqdm(pool.map(make, range(len(todo))), total=len(todo), desc="speak", unit="utt", disable=not progress):
             pass
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error or Ctrl-C ends it at once
     manifest = folder / "manifest.tsv"
     write_manifest(manifest, [Utterance(path, order.text, order.language, str(i)) for path, (i, order) in zip(paths, todo)])
     return manifest
@@ -280,6 +281,8 @@ def speak(order: Order) -> np.ndarray:
     (rate,) = struct.unpack_from("<I", sound, 24)  # a canonical header of 44 bytes, its length not filled in on a pipe
     samples = np.frombuffer(sound[44 : len(sound) // 2 * 2], "<i2").astype(np.float32) / 2**15
     common = gcd(16_000, rate)
+    from scipy.signal import resample_poly  # slow to import, and not needed for reading
+
     return (resample_poly(samples, 16_000 // common, rate // common) * order.gain).clip(-1, 1).astype(np.float32)
 
 

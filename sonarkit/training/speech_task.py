@@ -130,12 +130,11 @@ def augmented(samples: np.ndarray, config: AugmentConfig, rng: np.random.Generat
 
 @dataclass(frozen=True)
 class SpeechBatch:
-    """Filter banks (L_i, 80), the vectors (n, D) they are to be brought to, where they were listed, their length in seconds."""
+    """Filter banks (L_i, 80), the vectors (n, D) they are to be brought to, and where they were listed."""
 
     features: list[Tensor]
     targets: Tensor
     sources: list[str]
-    seconds: float
     body_frozen: bool
 
 
@@ -168,8 +167,7 @@ class SpeechBatches:
             samples = audio.load(task.utterances[i].path)
             features.append(augmented(samples, task.augment, np.random.default_rng([task.seed, draw])))
         indices = [i for _, i in chosen]
-        seconds = sum(task.milliseconds[i] for i in indices) / 1000
-        return SpeechBatch(features, task.targets.vectors[indices], [task.utterances[i].source for i in indices], seconds, frozen)
+        return SpeechBatch(features, task.targets.vectors[indices], [task.utterances[i].source for i in indices], frozen)
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step, "drawn": self.drawn}
