@@ -1,12 +1,47 @@
-"""A judge of stories that needs no other model: StoryWorld's grammar read backwards, scores from 0 to 10, counts behind them.
+"""A judge of stories that needs no other model: StoryWorld's grammar read backwards; scores from 0 to 10, counts behind them.
 
-    judge_story(sentences, "eng_Latn", prompt_sentences=2)        # one story: grammar, consistency, plot, repetition
-    judge_stories(stories, "eng_Latn", training=training_elements(20000))  # many: creativity too, means and per-story arrays
+    judge_story(sentences, "eng_Latn", prompt_sentences=2)  # one story
+    judge_stories(stories, "eng_Latn", training=training_elements(20000))  # many: creativity too, means, per-story arrays
 
 1. Every sentence is read as one of the grammar's events with its fillers (`story_parser`).
-2. The plot of the grammar that most of the story's events belong to is the story's plot; each of its roles is cast with the
-   name, kind, sex, adjective and trait that most sentences give it.
+2. The plot that most of the story's events belong to is the story's plot; each of its roles is cast with the name, kind, sex,
+   adjective and trait that most sentences give it.
 3. The events are run against a world of facts, as the planner did that made the corpus.
+
+- grammar: the share of words in place, by the nearest pattern; a sentence that the grammar says to the letter has 10, one
+  with half of its words to change none.
+- consistency: the share of sentences, of those that were read, that contradict nothing: no other name, kind, sex, adjective,
+  place or thing than the rest of the story tells, nobody in another's part unless the facts bear it, no unknown name, nobody
+  in two places.
+- plot: half for the order, the share of events whose preconditions hold, none after the end (a gap counts once); half for
+  the end, the share of the plot's wants that hold, a closing sentence counted as one.
+- creativity: half for diversity, the mean distance between stories; half for novelty, what the nearest training story does
+  not have of a story's events, names and kinds; both times the share of sentences that were read.
+- repetition: the share of sentences that repeat none, nor an event with the same fillers; consistency and plot skip those
+  that do.
+
+What controlled damage does (400 test stories, 100 a language; creativity against 20 000 training stories; a third of the
+sentences with names swapped, three dropped, three repeated, half of them with their words shuffled):
+
+| | grammar | consistency | plot | creativity | repetition |
+|---|---|---|---|---|---|
+| intact | 10.00 | 10.00 | 10.00 | 5.98 | 10.00 |
+| sentences shuffled | 10.00 | 10.00 | **5.02** | 5.98 | 10.00 |
+| names swapped | 10.00 | **7.52** | 9.98 | 5.98 | 10.00 |
+| events dropped | 10.00 | 10.00 | **7.88** | 6.23 | 10.00 |
+| sentences repeated | 10.00 | 10.00 | 10.00 | 5.98 | **7.83** |
+| word salad | **5.25** | 9.69 | 9.97 | 5.99 | 10.00 |
+| `mini`, 20 English stories after two sentences | 9.11 | 6.95 | 9.09 | 5.96 | 9.94 |
+| `mini`, 30 in French, German, Spanish | 6.10 | 7.45 | 4.15 | 5.29 | 9.45 |
+
+Two effects are inherent: in word salad it is lost who did what to whom, and a shorter story shares less with the others.
+
+Blind spots. Good prose that is not StoryWorld's scores 0: of 784 handwritten sentences none is read. Of a theme that the
+grammar lacks only the common events are read (pass `grammar=load(themes=...)`). An order without consequences, such as of
+two feelings, is free; a dropped event that nothing needs costs nothing. Two people who change parts in an event that would
+suit both are no contradiction. What a sentence that was not read may have told is unknown: its people count as introduced
+and as having met, and whatever else it made true is missing later. An event that is not the plot's is judged by the facts
+alone. The score says nothing of style, nor of what a child would like.
 """
 
 from __future__ import annotations
@@ -38,9 +73,10 @@ INTRODUCED = 3  # votes that a name has in the sentence that introduces it
 class StoryScores:
     """Scores of one story, 0 to 10, over the `sentences` after the prompt, and what they were counted from.
 
-    `contradictions`, `unmet` and `unresolved` say in words what cost points; sentences are counted from 1, the prompt's
-    included. `events` has one for every sentence, None where it could not be read. `elements`: the told events and the names and kinds in
-    them, for creativity.
+    Of these sentences `exact` are the grammar's to the letter and `near` nearly so; `unread` could not be read as an event.
+    Where none was read, consistency and plot are 0. `contradictions`, `unmet` and `unresolved` say in words what cost
+    points, with the sentence's number, from 1 and the prompt's included. `events` has one for each sentence, the prompt's
+    too, or None. `elements`: the events told and the names and kinds in them, for creativity.
     """
 
     grammar: float
@@ -302,22 +338,33 @@ def _option(reading: Reading, roles: Binding, foreign: bool, cast: Mapping[str, 
 
 
 def _own(reading: Reading, roles: Binding, cast: Mapping[str, Role], world: World, judge: Parser) -> _Option:
-    """An event of the plot, in the plot's roles; or with its people in each other's, as the sentence names them, where the
-    world bears that as well: it was Tom who was sorry, so let him be the one who apologizes."""
+    """An event of the plot, in the plot's roles; or with its people, things or places in each other's, as the sentence names
+    them, where the world bears that as well: it was Tom who was sorry, so let him be the one who apologizes."""
     as_planned = _option(reading, roles, False, cast, world, judge)
-    by_name = {known.name: role for role, known in cast.items() if known.name}
-    moved = {roles[letter]: by_name[said.name] for letter, said in reading.said if said.name in by_name}
-    if all(role == other for role, other in moved.items()) or len(set(moved.values())) < len(moved):
+    names = {letter: said.name for letter, said in reading.said if said.name}
+    kinds = {letter: min(said.kinds) for letter, said in reading.said if said.kinds and letter not in names}
+    moved = _moved(roles, names, {known.name: role for role, known in cast.items() if known.name})
+    moved |= _moved(roles, kinds, {known.kind: role for role, known in cast.items() if known.kind and not known.name})
+    if not moved:
         return as_planned
-    people = list(dict.fromkeys([*by_name.values(), *moved]))
-    free = [role for role in people if role not in moved.values()]
-    for role in sorted((role for role in people if role not in moved), key=lambda role: role not in free):
-        moved[role] = free.pop(free.index(role) if role in free else 0)
     as_named = _option(reading, {letter: moved.get(role, role) for letter, role in roles.items()}, False, cast, world, judge)
     somewhere = {fact[1] for fact in world.facts if fact[0] == "at"}
     missing = [fact for fact in as_named.missing if fact[0] != "at" or fact[1] in somewhere]  # he may have been there
     as_named = as_named._replace(missing=missing)
     return min(as_planned, as_named, key=lambda option: (option.gaps, len(option.against)))
+
+
+def _moved(roles: Binding, told: Mapping[str, str], owners: Mapping[str, str]) -> dict[str, str]:
+    """The roles that stand for others so that each letter gets the owner of what is told of it, the others keeping theirs where
+    they can; empty where nothing moves, or two would become one."""
+    moved = {roles[letter]: owners[label] for letter, label in told.items() if label in owners}
+    if all(role == other for role, other in moved.items()) or len(set(moved.values())) < len(moved):
+        return {}
+    everyone = list(dict.fromkeys([*owners.values(), *moved]))
+    free = [role for role in everyone if role not in moved.values()]
+    for role in sorted((role for role in everyone if role not in moved), key=lambda role: role not in free):
+        moved[role] = free.pop(free.index(role) if role in free else 0)
+    return moved
 
 
 def _foreign(reading: Reading, plot: Plot, cast: Mapping[str, Role], judge: Parser) -> dict[str, str]:
@@ -423,7 +470,8 @@ def _plots(told: Sequence[list[Reading]], grammar: Grammar) -> list[Plot]:
 def judge_story(sentences: Sequence[str], lang: str, *, prompt_sentences: int = 0, grammar: Grammar | None = None) -> StoryScores:
     """Judge one story, a list of sentences in `eng_Latn`, `fra_Latn`, `deu_Latn` or `spa_Latn`.
 
-    The first `prompt_sentences` are read for facts and not scored. A story that is all prompt scores 0 everywhere. Raises
+    The first `prompt_sentences` are read for facts and not scored; they may be free text, of which only names are understood:
+    these count as introduced and as having met. A story that is all prompt scores 0 everywhere. Raises
     ValueError for no sentences, a string in place of a list, and a language that StoryWorld is not told in.
     """
     if isinstance(sentences, str) or not len(sentences):
@@ -504,7 +552,7 @@ def _keys_by_noun(grammar: Grammar) -> dict[str, str]:
 
 
 def training_elements(count: int, seed: int = 0, grammar: Grammar | None = None) -> list[frozenset[str]]:
-    """Those of the first `count` training stories of a seed, made anew: about 30 s for the 20 000 that `mini` learned from."""
+    """Those of the first `count` training stories of a seed, made anew: 44 s for 20 000 on one core."""
     return [elements_of(story, grammar) for story in stories(count, seed, grammar=grammar)]
 
 

@@ -26,9 +26,11 @@ from sonarkit.text.storyworld.grammar import CODES, Adjective, Entry, Event, Gra
 from sonarkit.text.storyworld.planner import Entity
 from sonarkit.text.storyworld.realize import DETERMINERS, PRONOUNS, Scene, Segment, polish, variants
 
-# Measured on 26 000 sentences, see `story_judge`.
-NEAR = 0.5  # least share of words in place for a sentence to have credit as grammar
-CONTENT = 0.6  # least share of rare words in common for a sentence to be read as an event
+# Of 5 232 test sentences, 1 308 a language, with one / three / five words changed, put in or left out, 100 / 96 / 82 % have
+# credit and 99 / 95 / 88 % are read as their event; with all words shuffled 0.9 % have credit and 99 % are read. Of as many
+# heaps of 12 words from anywhere 0 % and 0.9 %, of 784 handwritten sentences 0.1 % (one) and 0 %.
+NEAR = 0.5  # least share of words in place for a sentence to have credit
+CONTENT = 0.6  # least share of words in common, rare ones counting more, for a sentence to be read as an event
 CANDIDATES = 6  # patterns that are aligned with a sentence which is not exact
 MOST_READINGS = 24
 
