@@ -23,6 +23,7 @@ from sonarkit.models.backbone import BackboneConfig
 
 if TYPE_CHECKING:
     from sonarkit.models.sonar_llm import SonarLLM
+    from sonarkit.models.token_llm import TokenDocument, TokenLLM
     from sonarkit.store.reader import Document
 
 TRAINED = 3  # forward, gradient of the input, gradient of the weights
@@ -163,11 +164,26 @@ def training_flops(model: SonarLLM, documents: Sequence[Document]) -> float:
     return sum(training_parts(model.config.backbone, codec.config, load, train_decoder=trained).values())
 
 
+def token_training_flops(model: TokenLLM, documents: Sequence[TokenDocument], *, whole_text: bool = False) -> float:
+    """FLOPs of a forward and a backward pass of `TokenLLM.loss` over these documents."""
+    backbone = model.config.backbone
+    lengths = [1 + sum(map(len, document.pieces)) for document in documents]
+    counted = sum(lengths) - (0 if whole_text else sum(len(document.pieces[0]) for document in documents))
+    parts = TRAINED * sum(lengths) * backbone_position(backbone)
+    parts += CORE * sum(length**2 for length in lengths) * backbone_attention(backbone)
+    return parts + TRAINED * counted * 2 * backbone.hidden * model.config.vocab_size
+
+
 # ---------------------------------------------------------------------- telling
 
 
 def search_flops(codec: CodecConfig, pieces: int, beam_size: int = 5) -> int:
-    """Decoding one vector to `pieces` pieces, with the key-value cache; every hypothesis as long as the best."""
+    """Decoding one vector to `pieces` pieces, with the key-value cache; every hypothesis as long as the best.
+
+    A beam of 0 decodes nothing.
+    """
+    if not beam_size:
+        return 0
     config = codec.decoder
     token = config.layers * (attention_token(config) + ffn_token(config)) + vocabulary_token(codec)
     pair = config.layers * attention_pair(config)

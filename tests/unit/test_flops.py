@@ -19,6 +19,7 @@ from sonarkit.models import flops
 from sonarkit.models.backbone import BackboneConfig
 from sonarkit.models.flops import Load, crossover, encoding, sentence_flops, training_flops, training_parts
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig
+from sonarkit.models.token_llm import CodecTokens, TokenDocument, TokenLLM
 from sonarkit.store.reader import Document
 
 BACKBONE = BackboneConfig(hidden=24, ffn=48, layers=2, heads=3, head_dim=8)
@@ -125,6 +126,30 @@ def test_a_token_level_model_costs_its_backbone_a_head_and_all_it_has_seen() -> 
     assert position == 2 * 2 * (4 * 24 * 24 + 3 * 24 * 48)  # 2 layers, 2 FLOPs for a multiply-add
     one_by_one = sum(position + 2 * 24 * 100 + seen * pair for seen in range(1, 12))
     assert flops.token_llm_flops(BACKBONE, 11, 100) == one_by_one
+
+
+@pytest.mark.parametrize("whole_text", [False, True])
+def test_a_token_level_training_step_is_counted_to_the_last_product(
+    sonar: Sonar, documents: list[Document], whole_text: bool
+) -> None:
+    model, read = TokenLLM.new(BACKBONE, CodecTokens(sonar.tokenizer)), [TokenDocument.of(each) for each in documents]
+    predicted = flops.token_training_flops(model, read, whole_text=whole_text)
+    assert predicted == counted(lambda: model.loss(read, whole_text).total.backward())
+
+
+def test_telling_token_by_token_is_counted_within_2_percent(sonar: Sonar) -> None:
+    """The cache is attended to whole, so pairs are counted apart: as many for each token as it has room for."""
+    model = TokenLLM.new(BACKBONE, CodecTokens(sonar.tokenizer))
+    tokens, context = 40, model.start(1, 40)
+
+    def tell() -> None:
+        for token in range(tokens):
+            model.advance(torch.tensor([[token]]), context, torch.tensor([1]))
+
+    pair = flops.backbone_attention(BACKBONE)
+    predicted = flops.token_llm_flops(BACKBONE, tokens, sonar.tokenizer.size)
+    predicted += (tokens**2 - tokens * (tokens + 1) // 2) * pair
+    assert counted(tell) == pytest.approx(predicted, rel=0.02)
 
 
 def test_the_published_crossover_needs_greedy_decoding_and_no_reading_back() -> None:
