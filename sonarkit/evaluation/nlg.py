@@ -202,7 +202,7 @@ class NlgReport:
     of_story: dict[str, list[float]]
 
     def table(self) -> str:
-        lines = [f"{name:<20}{score!s:<28}  {self.labels[name]}" for name, score in self.scores.items()]
+        lines = [f"{name:<25}{score!s:<28}  {self.labels[name]}" for name, score in self.scores.items()]
         counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in self.counts.items())
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         return "\n".join([*lines, counts, versions])
@@ -275,7 +275,7 @@ def nlg_report(
         name: f"whole continuation: {meteor_label(mode)}",
         "bleu": f"whole continuation: {bleu.get_signature()}",
         "chrf": f"whole continuation: {chrf.get_signature()}",
-        "distinct_1": "different words, % of all",
+        "distinct_1": "different words, % of all; jackknife",
         "distinct_2": "different pairs of words, % of all; jackknife",
         "repetition_4": "4-grams that stood in the same text before, %",
         "self_bleu": f"each of at most {SELF_BLEU_TEXTS} texts against the others",
