@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core import checkpoint
 from sonarkit.core import config as configs
+from sonarkit.core.distributed import World
+from sonarkit.core.loss import LossSum
 from sonarkit.core.paths import asset
 from sonarkit.models import rollout
+from sonarkit.store.reader import Document
 
 
 class ConceptModule(nn.Module):
@@ -56,6 +59,20 @@ class ConceptModule(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._held()._apply(fn)
         return super()._apply(fn, recurse)
+
+    # ------------------------------------------------------------------ learning
+
+    def loss(self, batch: list[Document], **options: Any) -> LossSum:
+        """The family's loss over these documents: a sum, and over how many things."""
+        raise NotImplementedError
+
+    def flops(self, batch: list[Document]) -> float:
+        """Floating-point operations of a forward and a backward pass of `loss`."""
+        raise NotImplementedError
+
+    def shard(self, world: World, **options: Any) -> None:
+        """Lay the weights in parts on all ranks (FSDP2)."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------------ predicting
 

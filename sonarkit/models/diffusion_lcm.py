@@ -172,7 +172,8 @@ class DenoiserBlock(nn.Module):
         Position 0 of a document has a context of zeros: no biases, so its key and value are 0, and a sentence that sees
         nothing else gets 0. To drop the context is therefore to drop what was attended to.
         """
-        modulation = self.modulate(times_MH)[timestep_T].to(x_TH.dtype).chunk(9, -1)
+        # not by `modulate`: under FSDP that gives the layer's weights back when it returns
+        modulation = self.modulation(F.silu(times_MH))[timestep_T].to(x_TH.dtype).chunk(9, -1)
         x_TH = self._own(x_TH, *modulation[:3])
         shift, scale, gate = modulation[3:6]
         query_TH = self.q_proj(modulated(self.cross_norm(x_TH), shift, scale))

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from sonarkit.codec.pipeline import Sonar
+from sonarkit.core.distributed import World, shard
 from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import Packing, pack, packing_of
 from sonarkit.models import official, rollout
 from sonarkit.models.backbone import Backbone, BackboneConfig, Block, Context, recompute
 from sonarkit.models.concept_model import ConceptModule
+from sonarkit.models.flops import training_flops
 from sonarkit.models.rollout import END_OF_SEQUENCE, Story
 from sonarkit.store.reader import Document
 
@@ -76,6 +78,16 @@ class SonarLLM(ConceptModule):
             assert isinstance(layer, Block)
             layer.compiled = compile
         return self
+
+    def shard(self, world: World, decoder: bool = False) -> None:
+        """FSDP2 over the backbone's layers; the frozen decoder lies whole on each rank, or in parts (`decoder`), too."""
+        if decoder or self.config.train_decoder:
+            shard(world, self.sonar.decoder, ("token_losses", "start", "step"), self.sonar.decoder.layers, ("step",))
+        shard(world, self, ("loss", "advance"), self.backbone.layers, ("extend",))
+
+    def flops(self, batch: list[Document]) -> float:
+        """Floating-point operations of a forward and a backward pass of `loss`; see `models/flops.py`."""
+        return training_flops(self, batch)
 
     def loss(self, batch: list[Document], as_published: bool = False, context_noise: float = 0.0) -> LossSum:
         """Nats over the tokens of every sentence but the first of each document; count = those tokens.
