@@ -8,6 +8,7 @@ Letters: B prompts; N hypotheses of those still told; V vocabulary; T tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -55,10 +56,13 @@ def search(
     """The best continuations of each prompt (token ids, the first end token included), best first; one when sampling.
 
     As in `codec.search`: of the 2 * `beam_size` best candidates of a prompt those that stop it, by the end token or by `halt`,
-    count if they are among the first `beam_size`, the first `beam_size` of the others live on; a prompt with `beam_size`
-    continuations is done, and what lives at `max_tokens` stops there. The score is the sum of log-probabilities over
-    (number of tokens) ** `length_penalty`. In sampling each prompt has random numbers of its own, so what is told does not
-    depend on the other prompts of a batch, but on the place in it.
+    count if they are among the first `beam_size`, the first `beam_size` of the others live on, and what lives at `max_tokens`
+    stops there. Otherwise than there a prompt with `beam_size` continuations is not done while one still told has a
+    better score than all of them: where the first choice is nearly certain, the others of a beam stop anywhere long before a
+    text is over. The score is the sum of log-probabilities over (number of tokens) ** `length_penalty`.
+
+    In sampling each prompt has random numbers of its own, so what is told does not depend on the other prompts of a
+    batch, but on the place in it. Raises ValueError for `no_repeat_ngram`.
     """
     if config.no_repeat_ngram:
         raise ValueError(
@@ -86,11 +90,12 @@ def search(
             lives = []
             for rank, (source, new) in enumerate(candidates):
                 stopped = "end" if new.ids[-1] == model.tokens.end_id else halt(row, new.ids)
-                if stopped and rank < beams and len(found[row]) < beams:
+                if stopped and rank < beams:
                     found[row].append(_told(new, config, stopped))
                 elif not stopped:
                     lives.append((source, new))
-            if len(found[row]) < beams:
+            best = max((told.score for told in found[row]), default=-math.inf)
+            if len(found[row]) < beams or (lives and _score(lives[0][1], config) > best):
                 sources += [source for source, _ in lives[:beams]]
                 going += [new for _, new in lives[:beams]]
         live = going
@@ -100,10 +105,9 @@ def search(
             context = context.select(torch.tensor(sources, device=device))
         fed_N1 = torch.tensor([each.ids[-1:] for each in live], device=device)
         log_probs_NV = model.advance(fed_N1, context, torch.ones(len(live), dtype=torch.long))
-    for each in sorted(live, key=lambda each: -each.total):
-        if len(found[each.row]) < beams:
-            found[each.row].append(_told(each, config, "max_tokens"))
-    return [sorted(each, key=lambda told: -told.score) for each in found]
+    for each in live:
+        found[each.row].append(_told(each, config, "max_tokens"))
+    return [sorted(each, key=lambda told: -told.score)[:beams] for each in found]
 
 
 def _read(model: TokenLLM, prompts: Sequence[Sequence[int]], max_tokens: int) -> tuple[Context, Tensor]:
@@ -128,4 +132,8 @@ def _by_prompt(
 
 def _told(each: _Live, config: SearchConfig, stopped_by: str) -> Told:
     ids = each.ids[:-1] if stopped_by == "end" else each.ids
-    return Told(ids, each.log_probs, each.total / len(each.log_probs) ** config.length_penalty, stopped_by)
+    return Told(ids, each.log_probs, _score(each, config), stopped_by)
+
+
+def _score(each: _Live, config: SearchConfig) -> float:
+    return each.total / len(each.log_probs) ** config.length_penalty

@@ -70,9 +70,10 @@ class TokenTask:
             read = self.token_model.document(document.texts[: data.max_sentences], end_bytes, document.source)
             return TokenDocument([pieces[: data.max_tokens] for pieces in read.pieces], read.bytes, read.source)
 
-        samples = (store[i] for i in range(min(CHECKED, len(store))))
-        agree = tokens.kind == "codec" and all(tokens.pieces(sample.texts) == sample.tokens for sample in samples)
-        return stored if agree else tokenized
+        samples = [store[i] for i in range(min(CHECKED, len(store)))] if tokens.kind == "codec" else []
+        pairs = [pair for sample in samples for pair in zip(sample.tokens, tokens.pieces(sample.texts), strict=True)]
+        # a sentence longer than the codec takes was cut
+        return stored if pairs and all(ids == own[: len(ids)] for ids, own in pairs) else tokenized
 
     def batches(self, rank: int, size: int) -> DocumentBatches:
         data = self.data
