@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core import checkpoint
 from sonarkit.core import config as configs
-from sonarkit.core.distributed import World
 from sonarkit.core.loss import LossSum
 from sonarkit.core.paths import asset
 from sonarkit.models import rollout
@@ -30,6 +29,10 @@ class ConceptModule(nn.Module):
     family: ClassVar[str]
     loss_unit: ClassVar[str]  # of `loss`, total over count
     Config: ClassVar[type]
+    # of a list of documents, and options of the family: its loss, and the floating-point operations of both passes
+    loss: Callable[..., LossSum]
+    flops: Callable[[list[Document]], float]
+    shard: Callable[..., None]  # FSDP2, on every rank
     shipped: ClassVar[Mapping[str, str]] = {}  # name -> folder in `assets/`
 
     def __init__(self, config: Any, sonar: Sonar) -> None:
@@ -59,20 +62,6 @@ class ConceptModule(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._held()._apply(fn)
         return super()._apply(fn, recurse)
-
-    # ------------------------------------------------------------------ learning
-
-    def loss(self, batch: list[Document], **options: Any) -> LossSum:
-        """The family's loss over these documents: a sum, and over how many things."""
-        raise NotImplementedError
-
-    def flops(self, batch: list[Document]) -> float:
-        """Floating-point operations of a forward and a backward pass of `loss`."""
-        raise NotImplementedError
-
-    def shard(self, world: World, **options: Any) -> None:
-        """Lay the weights in parts on all ranks (FSDP2)."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------------ predicting
 

@@ -518,7 +518,7 @@ class DiffusionLCM(ConceptModule):
     ) -> Any:
         """Continue one story or many; see `rollout.generate`. `seed` is one for all stories or one for each.
 
-        The end is a cosine of 0.9 unless told (arXiv 2412.08821, section 2.4.3).
+        The end is a cosine of 0.9 unless told (arXiv 2412.08821).
         """
         first = seed if isinstance(seed, int) else next(iter(seed), 0)
         teller = _Teller(self, sampling, seed)
