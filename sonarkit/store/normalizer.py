@@ -1,4 +1,4 @@
-"""Bringing sentence vectors to one scale: what the models that learn by distance read and write (arXiv 2412.08821, section 2.3.1).
+"""Bringing sentence vectors to one scale: what models that learn by distance read and write (arXiv 2412.08821, section 2.3.1).
 
 A dimension's median becomes 0 and its inter-quartile range 1. Unlike a standard deviation, neither moves when a few vectors
 lie far away.
