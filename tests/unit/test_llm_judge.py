@@ -222,9 +222,10 @@ def test_a_spent_quota_is_no_busy_server(server: Server, tmp_path: Path) -> None
         judge(server, tmp_path / "verdicts.jsonl", STORIES[:1])
 
 
-def test_the_key_is_not_sent_elsewhere(server: Server, tmp_path: Path) -> None:
-    server.faults = [lambda h: h.send(307, b"", Location="http://127.0.0.1:9/v1")]
-    with pytest.raises(ValueError, match="redirects .HTTP 307.; give the address it redirects to"):
+@pytest.mark.parametrize("code", [302, 307])  # urllib itself would follow the first, key in hand
+def test_the_key_is_not_sent_elsewhere(code: int, server: Server, tmp_path: Path) -> None:
+    server.faults = [lambda h: h.send(code, b"", Location="http://127.0.0.1:9/v1")]
+    with pytest.raises(ValueError, match=f"redirects .HTTP {code}.; give the address it redirects to"):
         judge(server, tmp_path / "verdicts.jsonl", STORIES[:1])
 
 
