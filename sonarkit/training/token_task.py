@@ -54,6 +54,8 @@ class TokenTask:
         self.samples, self.options, self._sharded = samples, options, False
         self.weights = list(weights) if weights else [len(store) for store in train]
 
+    loss_unit = "nats_per_token"
+
     @property
     def model(self) -> nn.Module:
         return self.token_model
