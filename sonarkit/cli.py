@@ -16,13 +16,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, tee
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import numpy as np
 import tyro
 
 from sonarkit.core.errors import user_errors
 from sonarkit.core.paths import notebooks_folder
+
+if TYPE_CHECKING:
+    from sonarkit.codec.pipeline import Sonar
 
 EXAMPLES = """examples:
   sonarkit story "Once upon a time there was a little fox named Mia."
@@ -94,6 +97,8 @@ def story(
     end_threshold: float = 0.98,
     stop_on: Literal["predicted", "reencoded"] = "predicted",
     seed: int = 0,
+    audio: Path | None = None,
+    speech: str = "mini",
     json: bool = False,
 ) -> None:
     """Tell a story from its beginning, sentence by sentence as they are made.
@@ -103,6 +108,7 @@ def story(
       sonarkit story --output-lang deu_Latn "One day, Tom found an old key."
       sonarkit story --noise 0.2 --seed 7 beginning.txt
       echo "One day, Tom found an old key." | sonarkit story --json
+      sonarkit story --audio beginning.wav --lang eng_Latn
 
     Args:
         prompt: The beginning, one or more sentences; a file's name; or - or nothing for standard input
@@ -119,9 +125,13 @@ def story(
         end_threshold: Cosine to the end vector above which the story is over.
         stop_on: Which vector that cosine is of.
         seed: For --sample and --noise.
+        audio: A recording of the beginning instead, cut at its silences and understood sentence by sentence.
+        speech: For --audio; "mini" or the folder of a speech encoder, or a language beside Meta's weights.
         json: Print one JSON object with sentences, what stopped it, and each step's numbers.
     """
-    text = " ".join(_texts(prompt))
+    if audio is not None and prompt:
+        raise ValueError("the beginning is either a text or --audio, not both")
+    text = "" if audio else " ".join(_texts(prompt))
     from sonarkit.codec.search import SearchConfig
     from sonarkit.models.rollout import RolloutConfig, collect, split_prompt, tell
     from sonarkit.models.sonar_llm import SonarLLM
@@ -132,7 +142,8 @@ def story(
     llm = SonarLLM.from_pretrained(model)
     lang = resolve(lang, llm.sonar.languages)
     output_lang = resolve(output_lang, llm.sonar.languages) if output_lang else lang
-    head = split_prompt(text, lang)
+    head = _heard(llm.sonar, audio, speech, lang, beam_size) if audio else split_prompt(text, lang)
+    text = text or " ".join(head)
     steps = []
     if not json:
         opening = llm.sonar.translate(head, lang, output_lang) if output_lang != lang else head
@@ -158,7 +169,14 @@ def story(
 
 
 def encode(
-    texts: Texts = (), /, model: str = "mini", lang: str = "eng_Latn", out: Path | None = None, json: bool = False
+    texts: Texts = (),
+    /,
+    model: str = "mini",
+    lang: str = "eng_Latn",
+    out: Path | None = None,
+    audio: bool = False,
+    speech: str = "mini",
+    json: bool = False,
 ) -> None:
     """Sentences to vectors, one per line of the input, which may be of any length.
 
@@ -166,26 +184,37 @@ def encode(
       sonarkit encode sentences.txt --out vectors.npy
       sonarkit encode --json "A fox ran home." "The moon rose."
       sonarkit encode --lang fra_Latn --json < phrases.txt
+      sonarkit encode --audio --out vectors.npy *.wav
 
     Args:
         texts: Sentences, or a file with one a line; - or nothing for standard input.
         model: "mini" or the folder of a codec.
         lang: Their language.
         out: Write the vectors there, (n, D) float32 in NumPy's format.
+        audio: The texts are names of sound files, an utterance each; "text" in the output is the name.
+        speech: For --audio; "mini" or the folder of a speech encoder, or a language beside Meta's weights.
         json: Print one JSON object a sentence: {"text": ..., "embedding": [...]}.
     """
     if out is None and not json:
         raise ValueError("where should the vectors go? --out vectors.npy writes a file, --json prints them")
-    lines = _lines(texts)
+    lines = iter(texts) if audio else _lines(texts)
+    if audio and not texts:
+        raise ValueError("--audio needs the names of sound files")
     lines = chain([next(lines)], lines)  # no model is loaded for want of a line
     from sonarkit.codec.pipeline import Sonar
 
-    sonar = Sonar.from_pretrained(model)
+    sonar = Sonar.from_pretrained(model, speech=speech) if audio else Sonar.from_pretrained(model)
     lines, printed = tee(lines)
+    progress = sys.stderr.isatty() and not (json and sys.stdout.isatty())
 
     def blocks() -> Iterator[np.ndarray]:
         """The vectors, in the memory that a few thousand take; printed as they come."""
-        for block in sonar.encode_stream(lines, lang, progress=sys.stderr.isatty() and not (json and sys.stdout.isatty())):
+        found = (
+            iter([sonar.encode_speech(list(lines), progress=progress)])
+            if audio
+            else sonar.encode_stream(lines, lang, progress=progress)
+        )
+        for block in found:
             vectors = block.cpu().numpy()
             for text, vector in zip(islice(printed, len(vectors)), vectors):
                 if json:
@@ -197,6 +226,15 @@ def encode(
     else:
         count = _save_npy(out, sonar.config.width, blocks())
         print(f"{out}: {count} vectors of width {sonar.config.width}", file=sys.stderr)
+
+
+def _heard(sonar: Sonar, audio: Path, speech: str, lang: str, beam_size: int) -> list[str]:
+    """The sentences of a recording, as the codec understands them in `lang`."""
+    from sonarkit.codec.pipeline import load_speech
+    from sonarkit.codec.speech import encode_recording
+
+    sonar.add_speech(load_speech(sonar.name, speech, sonar.device))
+    return sonar.decode(encode_recording(sonar.speech, audio).vectors, lang, beam_size=beam_size)
 
 
 def decode(

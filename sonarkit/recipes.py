@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
 from sonarkit.codec.config import CodecConfig, PoolerConfig, Pooling, codec_config
 from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig
 from sonarkit.models.backbone import BackboneConfig
+from sonarkit.models.diffusion_lcm import NoiseSchedule
 from sonarkit.training.codec_task import Balance
 from sonarkit.training.concept_task import ConceptDataConfig
 from sonarkit.training.loop import TrainConfig
@@ -237,6 +238,38 @@ class SonarLLMRun(StoreRun):
             raise ValueError(f"context_noise must be at least 0, got {self.context_noise}")
 
 
+@dataclass(frozen=True)
+class MseLCMRun(StoreRun):
+    """Train an MSE-LCM. Its normalizer is fitted on `normalizer_vectors` of the store; for the rest see `StoreRun`."""
+
+    normalizer_vectors: int = 1_000_000
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class DiffusionLCMRun(MseLCMRun):
+    """Train a two-tower diffusion LCM with about as many weights as `backbone` has (see `diffusion_lcm.towers`)."""
+
+    noise: NoiseSchedule = field(default_factory=NoiseSchedule)
+    context_dropout: float = 0.15
+
+
+@dataclass(frozen=True)
+class TokenLLMRun(StoreRun):
+    """Train a token-level LLM, whose store is read for its texts and token ids.
+
+    `tokenizer` is "" for the codec's, a SentencePiece file, or a tokenizer of Hugging Face's. `tied` and `whole_text` are
+    those of `TokenLLM` and of its loss. For the rest see `StoreRun`.
+    """
+
+    tokenizer: str = ""
+    tied: bool = True
+    whole_text: bool = True
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+
 def steps_of(epochs: float, documents: int, documents_per_step: int) -> int:
     """The steps that come nearest to `epochs` passes over that many documents, at least one."""
     return max(1, round(epochs * documents / documents_per_step))
@@ -437,15 +470,39 @@ def sonar_llm_summarization() -> SonarLLMRun:
     )
 
 
-Family = Literal["codec", "sonar-llm"]
+def mse_lcm(size: str) -> MseLCMRun:
+    """The MSE-LCM of a named size: SONAR-LLM's recipe, at half its rate for the published sizes (arXiv 2508.05305)."""
+    return MseLCMRun(**_shared(size, "mse-lcm"))
 
 
-def recipe(family: str, size: str) -> CodecRun | SonarLLMRun:
+def diffusion_lcm(size: str) -> DiffusionLCMRun:
+    """The diffusion LCM with the recipe of `mse_lcm`."""
+    return DiffusionLCMRun(**_shared(size, "diffusion-lcm"))
+
+
+def token_llm(size: str) -> TokenLLMRun:
+    """The token-level LLM over the codec's tokens with the recipe of `mse_lcm`."""
+    return TokenLLMRun(**_shared(size, "token-llm"))
+
+
+def _shared(size: str, family: str) -> dict[str, Any]:
+    """What a baseline takes over from SONAR-LLM of its size: all of `StoreRun`, with another folder and rate."""
+    run = sonar_llm(size)
+    optimizer = run.train.optimizer if size == "mini" else replace(run.train.optimizer, lr=5e-4)
+    train = replace(run.train, out=Path(f"runs/{family}-{size}"), optimizer=optimizer)
+    return {**{one.name: getattr(run, one.name) for one in fields(StoreRun)}, "train": train}
+
+
+Family = Literal["codec", "sonar-llm", "mse-lcm", "diffusion-lcm", "token-llm"]
+FAMILIES = {"sonar-llm": sonar_llm, "mse-lcm": mse_lcm, "diffusion-lcm": diffusion_lcm, "token-llm": token_llm}
+
+
+def recipe(family: str, size: str) -> CodecRun | StoreRun:
     """The run that `train.py FAMILY --size SIZE` starts from. ValueError names the families and sizes there are."""
     if family == "codec":
         if size not in CODEC_RECIPES:
             raise ValueError(f"unknown size {size!r}; the sizes are {', '.join(CODEC_RECIPES)}")
         return CODEC_RECIPES[size]()
-    if family == "sonar-llm":
-        return sonar_llm_summarization() if size == "1.3B-summarization" else sonar_llm(size)
-    raise ValueError(f"unknown model family {family!r}; the families are codec, sonar-llm")
+    if family not in FAMILIES:
+        raise ValueError(f"unknown model family {family!r}; the families are codec, {', '.join(FAMILIES)}")
+    return sonar_llm_summarization() if (family, size) == ("sonar-llm", "1.3B-summarization") else FAMILIES[family](size)

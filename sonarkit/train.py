@@ -5,8 +5,9 @@
 
     python sonarkit/train.py sonar-llm --size 900M --plan --gpus 1 8 --gpu H100
 
-FAMILY is codec or sonar-llm; --size names the recipe, every field of which is an option (--help lists them).
-A run that was stopped goes on when the same command is given again. With --plan nothing is trained: parameters, memory a GPU,
+FAMILY is codec, sonar-llm, mse-lcm, diffusion-lcm or token-llm; --size names the recipe, every field of which is an option
+(--help lists them). A run that was stopped goes on when the same command is given again.
+With --plan nothing is trained: parameters, memory a GPU,
 FLOPs and days are printed instead, for a store that may not be there yet (TinyStories' size is taken for it); --gpus, --gpu
 (A100, H100, H200, B200 or cpu), --gpu-memory-gb and --mfu say on what, --mean-pieces how long a codec's sentences are.
 """
@@ -18,7 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 # torchrun puts this file's own folder first on sys.path, where our file names would shadow libraries: use its parent.
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
@@ -40,8 +41,13 @@ from sonarkit.core.distributed import World, barrier, print0, start, stop  # noq
 from sonarkit.core.errors import user_errors  # noqa: E402
 from sonarkit.evaluation.codec import codec_report, space_alarms, space_report  # noqa: E402
 from sonarkit.evaluation.stories import story_report  # noqa: E402
+from sonarkit.models.concept_model import ConceptModule  # noqa: E402
+from sonarkit.models.diffusion_lcm import DiffusionLCM, DiffusionLCMConfig, towers  # noqa: E402
+from sonarkit.models.mse_lcm import MseLCM, MseLCMConfig  # noqa: E402
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig  # noqa: E402
-from sonarkit.recipes import CodecRun, SonarLLMRun, StoreRun  # noqa: E402
+from sonarkit.models.token_llm import CodecTokens, HuggingFaceTokens, SentencePieceTokens, TokenLLM, Tokens  # noqa: E402
+from sonarkit.recipes import CodecRun, DiffusionLCMRun, MseLCMRun, SonarLLMRun, StoreRun, TokenLLMRun  # noqa: E402
+from sonarkit.store.normalizer import Normalizer  # noqa: E402
 from sonarkit.store.reader import Store  # noqa: E402
 from sonarkit.text import storyworld  # noqa: E402
 from sonarkit.text.bitext import Bitext, Row, held_out, load_bitext, mixing_weights  # noqa: E402
@@ -49,9 +55,12 @@ from sonarkit.text.languages import SONAR_LANGUAGES  # noqa: E402
 from sonarkit.text.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
 from sonarkit.training.codec_plan import codec_plan  # noqa: E402
 from sonarkit.training.codec_task import CodecTask, Source  # noqa: E402
-from sonarkit.training.concept_task import ConceptTask, LossOptions  # noqa: E402
+from sonarkit.training.concept_task import ConceptTask  # noqa: E402
 from sonarkit.training.loop import Evaluation, TrainConfig, train  # noqa: E402
 from sonarkit.training.plan import TINY_STORIES, CorpusSize, codec_shape, plan  # noqa: E402
+from sonarkit.training.token_task import TokenLossOptions, TokenTask  # noqa: E402
+
+Model = TypeVar("Model", bound=ConceptModule)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,15 +72,12 @@ def main(arguments: list[str] | None = None) -> None:
         run = parse(arguments)
         world = start()
         try:
-            if isinstance(run, CodecRun):
-                train_codec(run, world)
-            else:
-                train_sonar_llm(run, world)
+            train_run(run, world)
         finally:
             stop()
 
 
-def parse(arguments: list[str]) -> CodecRun | SonarLLMRun:
+def parse(arguments: list[str]) -> CodecRun | StoreRun:
     """FAMILY [--size SIZE] and overrides of the recipe's fields -> the run."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
@@ -110,6 +116,8 @@ def dry_run(arguments: list[str]) -> str:
     run = parse(rest)
     if isinstance(run, CodecRun):
         return _dry_codec_run(run, machine)
+    if not isinstance(run, SonarLLMRun):
+        raise ValueError("--plan is for codec and sonar-llm; the baselines of a size take less than its SONAR-LLM")
     sizes = [CorpusSize.of(Store(part.store).manifest) for part in run.parts if (Path(part.store) / "manifest.json").is_file()]
     corpus = sum_of(sizes) if sizes else TINY_STORIES
     found = plan(
@@ -181,6 +189,11 @@ class Opened:
         codec = run.codec if run.codec in (*SHIPPED, *PUBLISHED) else str(Path(run.codec).resolve())
         return cls(sonar, codec, fingerprint, stores, weights, valid, run.settings(sum(map(len, stores))))
 
+    def normalizer(self, run: MseLCMRun) -> Normalizer:
+        """Fitted on the stores to learn from."""
+        whole = self.stores[0] if len(self.stores) == 1 else Store([part.store for part in run.parts], self.fingerprint)
+        return Normalizer.fit(whole, run.normalizer_vectors)
+
     def samples(self, model: Teller) -> Evaluation:
         """How stories go on from the first two sentences of eight that are held out."""
         openings = [" ".join(self.valid[i].texts[:2]) for i in range(min(8, len(self.valid)))]
@@ -201,13 +214,63 @@ class Teller(Protocol):
     def generate(self, prompt: list[str], lang: str = ..., **options: Any) -> Any: ...
 
 
+def train_run(run: CodecRun | StoreRun, world: World) -> Evaluation:
+    """Train whatever the run is of."""
+    match run:
+        case CodecRun():
+            return train_codec(run, world)
+        case SonarLLMRun():
+            return train_sonar_llm(run, world)
+        case MseLCMRun():  # and DiffusionLCMRun
+            return train_lcm(run, world)
+        case TokenLLMRun():
+            return train_token_llm(run, world)
+    raise ValueError(f"no family is trained by a {type(run).__name__}")
+
+
 def train_sonar_llm(run: SonarLLMRun, world: World) -> Evaluation:
     """Train a SONAR-LLM on the store `run.data`, or on those of `run.mixture`."""
     begun = Opened.of(run, world)
     torch.manual_seed(run.train.seed)
     config = SonarLLMConfig(run.backbone, begun.sonar.config.width, begun.codec, begun.fingerprint, run.train_decoder)
-    model = SonarLLM(config, begun.sonar) if not run.init else _begun(run.init, config, begun.sonar)
+    model = SonarLLM(config, begun.sonar) if not run.init else _begun(SonarLLM, run.init, config, begun.sonar)
     model.use(activation_checkpointing=run.activation_checkpointing, compile=run.compile)
+    options = {"as_published": run.as_published, "context_noise": run.context_noise}
+    return _train_concepts(model, run, begun, world, options, {"decoder": run.shard_decoder})
+
+
+def train_lcm(run: MseLCMRun, world: World) -> Evaluation:
+    """Train an MSE-LCM or a diffusion LCM; its normalizer is fitted first, the same on every rank."""
+    begun = Opened.of(run, world)
+    torch.manual_seed(run.train.seed)
+    codec = (begun.sonar.config.width, begun.codec, begun.fingerprint)
+    model: ConceptModule
+    if isinstance(run, DiffusionLCMRun):
+        shape, layers = towers(run.backbone, begun.sonar.config.width)
+        diffusion = DiffusionLCMConfig(shape, layers, *codec, run.noise, run.context_dropout)
+        if run.init:
+            model = _begun(DiffusionLCM, run.init, diffusion, begun.sonar)
+        else:
+            model = DiffusionLCM(diffusion, begun.sonar, begun.normalizer(run))
+        model.use(activation_checkpointing=run.activation_checkpointing, compile=run.compile)
+    else:
+        config = MseLCMConfig(run.backbone, *codec)
+        if run.init:
+            model = _begun(MseLCM, run.init, config, begun.sonar)
+        else:
+            model = MseLCM(config, begun.sonar, begun.normalizer(run))
+        model.use(activation_checkpointing=run.activation_checkpointing, compile=run.compile)
+    return _train_concepts(model, run, begun, world)
+
+
+def _train_concepts(
+    model: ConceptModule,
+    run: StoreRun,
+    begun: Opened,
+    world: World,
+    options: Mapping[str, Any] | None = None,
+    sharding: Mapping[str, Any] | None = None,
+) -> Evaluation:
     begun.tell(model, world)
     task = ConceptTask(
         model,
@@ -217,19 +280,55 @@ def train_sonar_llm(run: SonarLLMRun, world: World) -> Evaluation:
         run.train.seed,
         begun.samples,
         weights=begun.weights,
-        options=LossOptions(run.as_published, run.context_noise),
-        shard_decoder=run.shard_decoder,
+        options=options,
+        sharding=sharding,
     )
     return train(task, begun.settings, world)
 
 
-def _begun(name: str, config: SonarLLMConfig, sonar: Sonar) -> SonarLLM:
-    """The SONAR-LLM to go on from; ValueError when its shape or its codec is another."""
-    model = SonarLLM.from_pretrained(name, sonar=sonar)
-    if model.config != config:
-        told = "; ".join(configs.difference(configs.to_dict(model.config), configs.to_dict(config)))
-        raise ValueError(f"{name} cannot be gone on from, since its configuration is another: {told}")
+def train_token_llm(run: TokenLLMRun, world: World) -> Evaluation:
+    """Train a token-level LLM on the texts of a store."""
+    begun = Opened.of(run, world)
+    tokens = _tokens(run.tokenizer, begun.sonar)
+    torch.manual_seed(run.train.seed)
+    model = TokenLLM.new(run.backbone, tokens, tied=run.tied)
+    if run.init:
+        found = TokenLLM.from_pretrained(run.init)
+        _same_shape(run.init, found.config, model.config)
+        model = found.train()
+    model.use(activation_checkpointing=run.activation_checkpointing, compile=run.compile)
+    begun.tell(model, world)
+    task = TokenTask(
+        model,
+        begun.stores,
+        begun.valid,
+        run.batches,
+        run.train.seed,
+        begun.samples,
+        weights=begun.weights,
+        options=TokenLossOptions(run.whole_text),
+    )
+    return train(task, begun.settings, world)
+
+
+def _tokens(name: str, sonar: Sonar) -> Tokens:
+    """The codec's tokenizer, that of a SentencePiece file, or one of Hugging Face's."""
+    if not name:
+        return CodecTokens(sonar.tokenizer)
+    return SentencePieceTokens(Path(name)) if Path(name).is_file() else HuggingFaceTokens(name)
+
+
+def _begun(family: type[Model], name: str, config: Any, sonar: Sonar) -> Model:
+    """The model to go on from; ValueError when its shape or its codec is another."""
+    model = family.from_pretrained(name, sonar=sonar)
+    _same_shape(name, model.config, config)
     return model.train()
+
+
+def _same_shape(name: str, found: Any, wanted: Any) -> None:
+    if found != wanted:
+        told = "; ".join(configs.difference(configs.to_dict(found), configs.to_dict(wanted)))
+        raise ValueError(f"{name} cannot be gone on from, since its configuration is another: {told}")
 
 
 def train_codec(run: CodecRun, world: World) -> Evaluation:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sonarkit.codec import published, search, weights
+from sonarkit.codec import published, published_speech, search, weights
+from sonarkit.codec import speech as spoken
+from sonarkit.codec.audio import RATE, Audio
 from sonarkit.codec.config import CodecConfig
 from sonarkit.codec.decoder import Decoder
 from sonarkit.codec.encoder import Encoder
@@ -56,6 +58,7 @@ class Sonar(nn.Module):
         self.encoder = Encoder(config.encoder, config.vocab_size, config.max_tokens)
         self.decoder = Decoder(config.decoder, config.width, config.vocab_size, config.max_tokens)
         self.name = ""  # what from_pretrained was given
+        self._speech: list[spoken.SpeechEncoder] = []  # in a list: its weights are not the codec's
 
     # ------------------------------------------------------------------ loading and saving
 
@@ -67,6 +70,7 @@ class Sonar(nn.Module):
         device: str | torch.device = ...,
         dtype: torch.dtype = ...,
         *,
+        speech: str | Path | None = ...,
         accept_licence: bool | None = ...,
         backend: Literal["sonarkit"] = ...,
     ) -> Sonar: ...
@@ -79,6 +83,7 @@ class Sonar(nn.Module):
         device: str | torch.device = ...,
         dtype: torch.dtype = ...,
         *,
+        speech: str | Path | None = ...,
         accept_licence: bool | None = ...,
         backend: Literal["sonar-space"],
     ) -> ReferenceSonar: ...
@@ -90,20 +95,28 @@ class Sonar(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         *,
+        speech: str | Path | None = None,
         accept_licence: bool | None = None,
         backend: Literal["sonarkit", "sonar-space"] = "sonarkit",
     ) -> Sonar | ReferenceSonar:
         """The shipped codec `"mini"`, Meta's `"sonar"` or `"sonar-finetuned"`, or a folder of `save_pretrained`.
 
         Meta's weights (about 6 GB, CC-BY-NC 4.0) are downloaded once, after the licence was accepted: see
-        `codec.published`. `"sonar-finetuned"` has the decoder that was tuned on random interpolations.
+        `codec.published`. `"sonar-finetuned"` has the decoder that was tuned on random interpolations. `speech` adds an
+        encoder of speech for `encode_speech`: `"mini"` or a folder, beside Meta's weights a language (`codec.published_speech`).
         `backend="sonar-space"` runs the same codec by Meta's own package, to compare (`codec.reference`; CPU, float32).
         Raises FileNotFoundError for what is not there and ValueError for files that are not whole.
         """
         if backend not in ("sonarkit", "sonar-space"):
             raise ValueError(f'backend must be "sonarkit" or "sonar-space", got {backend!r}')
         if backend == "sonar-space":
+            if speech is not None:
+                raise ValueError('speech has no backend "sonar-space"; leave one of the two out')
             return ReferenceSonar(cls.from_pretrained(name, accept_licence=accept_licence))
+        if speech is not None:
+            sonar = cls.from_pretrained(name, device, dtype, accept_licence=accept_licence)
+            sonar.add_speech(load_speech(str(name), speech, device, dtype, accept_licence))
+            return sonar
         if str(name) in published.PUBLISHED:
             files = published.files(str(name), accept_licence=accept_licence)
             sonar = cls.from_meta(files.encoder, files.decoder, files.tokenizer, device=device, dtype=dtype)
@@ -308,6 +321,34 @@ class Sonar(nn.Module):
             vectors[chunk] = self.encoder(*pack([ids[i] for i in chunk], self.device)).float()
         return vectors
 
+    def add_speech(self, encoder: spoken.SpeechEncoder) -> None:
+        """Let `encode_speech` use this encoder. ValueError where its vectors are another codec's or of another width."""
+        if encoder.config.width != self.config.width:
+            raise ValueError(
+                f"the speech encoder gives vectors of width {encoder.config.width}, the codec's are {self.config.width}"
+            )
+        if encoder.config.codec and encoder.config.codec != self.fingerprint():
+            raise ValueError(
+                f"the speech encoder {encoder.name or 'given'} gives vectors of the codec {encoder.config.codec}, "
+                f"but {self.name or 'this codec'} is {self.fingerprint()}; use the codec that taught it"
+            )
+        self._speech = [encoder]
+
+    @property
+    def speech(self) -> spoken.SpeechEncoder:
+        """The encoder of speech. ValueError where there is none."""
+        if not self._speech:
+            raise ValueError(
+                'this codec has no speech encoder; load it with from_pretrained(..., speech="mini"), or add_speech(...)'
+            )
+        return self._speech[0]
+
+    def encode_speech(
+        self, audio: Sequence[Audio], *, rate: int = RATE, batch_seconds: float | None = None, progress: bool = False
+    ) -> Tensor:
+        """Utterances, as paths or arrays at `rate`, -> (n, D) float32 vectors; see `codec.speech.encode_speech`."""
+        return spoken.encode_speech(self.speech, audio, rate=rate, batch_seconds=batch_seconds, progress=progress)
+
     def encode_stream(
         self,
         texts: Iterable[str] | Path,
@@ -511,3 +552,16 @@ def _sentencepiece_file(folder: Path) -> Path:
         if file.is_file():
             return file
     raise FileNotFoundError(f"{folder} has no {found[0].name}; pass the SentencePiece model as tokenizer=")
+
+
+def load_speech(
+    codec: str,
+    named: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    accept_licence: bool | None = None,
+) -> spoken.SpeechEncoder:
+    """The speech encoder `named` for a codec of that name: a folder, a shipped name, or beside Meta's weights a language."""
+    if codec in published.PUBLISHED and not Path(named).is_dir():
+        return published_speech.load(str(named), device, dtype, accept_licence=accept_licence)
+    return spoken.SpeechEncoder.from_pretrained(named, device, dtype)

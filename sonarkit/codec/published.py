@@ -55,7 +55,7 @@ def files(name: str, accept_licence: bool | None = None, progress: bool = True) 
     wanted = [Remote(f"{base}/{file}", folder / file) for file in PUBLISHED[name]]
     refuse_offline(wanted)  # before a question whose answer would not help
     if not all(remote.path.is_file() for remote in wanted):  # files copied there by hand were accepted elsewhere
-        _require_licence(name, folder, accept_licence)
+        require_licence(name, folder, accept_licence)
     return PublishedFiles(*download_all(wanted, progress=progress))
 
 
@@ -69,7 +69,7 @@ def cache_folder() -> Path:
 # ---------------------------------------------------------------------- the licence
 
 
-def _require_licence(name: str, folder: Path, accept: bool | None) -> None:
+def require_licence(name: str, folder: Path, accept: bool | None) -> None:
     """Return if the licence is accepted, now or earlier; else LicenceError with the ways to accept it."""
     remembered = folder / f"accepted-{LICENCE}.txt"
     if remembered.is_file():

@@ -73,7 +73,7 @@ def file(lang: str, accept_licence: bool | None = None, progress: bool = True) -
     remote = Remote(f"{base}/{name}", folder / name)
     refuse_offline([remote])
     if not remote.path.is_file() and ".v3ap." not in name:
-        published._require_licence(name, folder, accept_licence)
+        published.require_licence(name, folder, accept_licence)
     return download_all([remote], progress=progress)[0]
 
 

@@ -11,7 +11,7 @@ from sonarkit.models.rollout import Story
 def story_report(stories: Sequence[Story]) -> dict[str, float]:
     """How the stories ended and how much they repeat themselves.
 
-    `stopped_end`, `stopped_loop`, `stopped_max_sentences`: shares of the stories. `repeated_sentences`: share of
+    `stopped_end`, `stopped_loop`, `stopped_max_sentences` (or tokens): shares of the stories. `repeated_sentences`: share of
     the told sentences that stood earlier in the same story, prompt included; the sentence on which a loop
     stopped the story counts as one. `sentences_per_story` counts the told ones.
     """
@@ -20,14 +20,16 @@ def story_report(stories: Sequence[Story]) -> dict[str, float]:
     stops = Counter(story.stopped_by for story in stories)
     repeated = told = 0
     for story in stories:
-        said = story.continuation + ([story.steps[-1].sentence] if story.stopped_by == "loop" else [])
+        said = story.continuation + ([story.steps[-1].sentence] if story.stopped_by == "loop" and story.steps else [])
         earlier = set(story.sentences[: story.prompt_sentences])
         for sentence in said:
             repeated += sentence in earlier
             earlier.add(sentence)
         told += len(said)
     return {
-        **{f"stopped_{why}": stops[why] / len(stories) for why in ("end", "loop", "max_sentences")},
+        "stopped_end": stops["end"] / len(stories),
+        "stopped_loop": stops["loop"] / len(stories),
+        "stopped_max_sentences": (stops["max_sentences"] + stops["max_tokens"]) / len(stories),
         "repeated_sentences": repeated / max(1, told),
         "sentences_per_story": told / len(stories),
     }

@@ -32,7 +32,7 @@ from sonarkit.models import rollout
 from sonarkit.models.backbone import MLP, Backbone, BackboneConfig, Block, Context, recompute
 from sonarkit.models.concept_model import ConceptModule
 from sonarkit.models.flops import CORE, TRAINED, projection
-from sonarkit.models.mse_lcm import END_THRESHOLD, LOSS_UNIT, compile_blocks, distances, fitting, training_backbone
+from sonarkit.models.mse_lcm import LOSS_UNIT, STOPS, compile_blocks, distances, fitting, training_backbone
 from sonarkit.store.normalizer import Normalizer
 from sonarkit.store.reader import Document
 
@@ -522,7 +522,7 @@ class DiffusionLCM(ConceptModule):
         """
         first = seed if isinstance(seed, int) else next(iter(seed), 0)
         teller = _Teller(self, sampling, seed)
-        return rollout.generate(teller, prompt, lang, seed=first, **{"end_threshold": END_THRESHOLD, **options})
+        return rollout.generate(teller, prompt, lang, seed=first, **{**STOPS, **options})
 
 
 @dataclass(frozen=True)

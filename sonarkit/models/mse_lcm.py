@@ -23,7 +23,8 @@ from sonarkit.store.normalizer import Normalizer
 from sonarkit.store.reader import Document
 
 LOSS_UNIT = "squared_distance_per_sentence"
-END_THRESHOLD = 0.9  # the cosine to the end sentence's vector that ends a story of an LCM
+# The cosines to the end sentence's vector, and to the vector before, beyond which a story of an LCM is over.
+STOPS = {"end_threshold": 0.9, "loop_threshold": 0.9}
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ class MseLCM(ConceptModule):
         return self.pre_net(self.normalizer.normalize(z).to(dtype)).to(dtype)
 
     def generate(self, prompt: str | list[str], lang: str = "eng_Latn", **options: Any) -> Any:
-        """Continue one story or many; see `rollout.generate`. The end is a cosine of 0.9 unless told (arXiv 2412.08821)."""
-        return super().generate(prompt, lang, **{"end_threshold": END_THRESHOLD, **options})
+        """Continue one story or many; see `rollout.generate`. It stops by STOPS unless told (arXiv 2412.08821)."""
+        return super().generate(prompt, lang, **{**STOPS, **options})
 
 
 # ---------------------------------------------------------------------- shared with the diffusion LCM

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 END_OF_SEQUENCE = "End of sequence."
 END_LANGUAGE = "eng_Latn"  # the language of that sentence
-StoppedBy = Literal["end", "max_sentences", "loop"]
+StoppedBy = Literal["end", "max_sentences", "loop", "max_tokens"]  # the last of a token-level model only
 
 
 class PromptWarning(UserWarning):
@@ -51,7 +51,8 @@ class RolloutConfig:
     It ends when the cosine of the predicted vector (`stop_on="predicted"`, the paper's rule) or of the
     re-encoded sentence (`"reencoded"`, the published script's) to the vector of "End of sequence." exceeds
     `end_threshold`; when the prediction says just that, whatever language the story is told in (see `_judge`); when a
-    sentence repeats an earlier one of the story to the letter ("loop"; the repetition is left out); or when it has
+    sentence repeats an earlier one of the story to the letter, or the judged vector's cosine to the vector before it exceeds
+    `loop_threshold` (0.9 in arXiv 2412.08821; "loop"; the repetition is left out); or when it has
     `max_sentences` sentences, the prompt's included. `noise` is the standard deviation of Gaussian noise on each
     predicted vector, relative to that vector's root mean square.
     """
@@ -60,12 +61,20 @@ class RolloutConfig:
     end_threshold: float = 0.98
     stop_on: Literal["predicted", "reencoded"] = "predicted"
     stop_on_loop: bool = True
+    loop_threshold: float | None = None
     noise: float = 0.0
     search: SearchConfig = field(default_factory=lambda: SearchConfig(max_tokens=256))
 
     def __post_init__(self) -> None:
-        if self.max_sentences < 2 or not -1 <= self.end_threshold <= 1 or self.noise < 0:
-            raise ValueError(f"max_sentences must be at least 2, end_threshold a cosine, noise not negative: {self}")
+        if (
+            self.max_sentences < 2
+            or not -1 <= self.end_threshold <= 1
+            or not -1 <= (self.loop_threshold or 0) <= 1
+            or self.noise < 0
+        ):
+            raise ValueError(
+                f"max_sentences must be at least 2, end_threshold and loop_threshold cosines, noise not negative: {self}"
+            )
         if self.stop_on not in ("predicted", "reencoded"):
             raise ValueError(f"stop_on must be 'predicted' or 'reencoded', got {self.stop_on!r}")
 
@@ -163,6 +172,11 @@ def tell(
         codes = [told_in[i] for i in active]
         found = sonar.search(predicted_BD, codes, config.search, seed=None if seed is None else seed + round_number)
         said = _judge(sonar, predicted_BD, [hypotheses[0] for hypotheses in found], codes, config, end_D)
+        repeats = [False] * len(said)
+        if config.loop_threshold is not None:
+            last_BD = fresh_BSD[torch.arange(len(fresh_B)), fresh_B - 1].to(predicted_BD.device)
+            judged_BD = torch.stack([new.predicted_D if config.stop_on == "predicted" else new.reencoded_D for new in said])
+            repeats = (F.cosine_similarity(judged_BD.float(), last_BD.float()) > config.loop_threshold).tolist()
 
         going = []
         for row, (story, new) in enumerate(zip(active, said)):
@@ -170,7 +184,7 @@ def tell(
             stopped: StoppedBy | None = None
             if new.ends:
                 stopped = "end"
-            elif config.stop_on_loop and new.sentence in seen[story]:
+            elif config.stop_on_loop and (new.sentence in seen[story] or repeats[row]):
                 stopped = "loop"
             elif counts[story] >= config.max_sentences:
                 stopped = "max_sentences"
@@ -320,6 +334,7 @@ def generate(
     end_threshold: float = 0.98,
     stop_on: Literal["predicted", "reencoded"] = "predicted",
     stop_on_loop: bool = True,
+    loop_threshold: float | None = None,
     noise: float = 0.0,
     **search: Any,
 ) -> Story | list[Story]:
@@ -329,7 +344,7 @@ def generate(
     rest those of `RolloutConfig`. With `output_lang` the story is told in another language than the prompt's;
     the prompt's own sentences are translated. Raises ValueError for a prompt without a sentence.
     """
-    config = RolloutConfig(max_sentences, end_threshold, stop_on, stop_on_loop, noise, SearchConfig(**search))
+    config = RolloutConfig(max_sentences, end_threshold, stop_on, stop_on_loop, loop_threshold, noise, SearchConfig(**search))
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     languages = per_text(lang, len(prompts), model.sonar.languages)
     output_lang = resolve(output_lang, model.sonar.languages) if output_lang else None

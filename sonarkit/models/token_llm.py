@@ -360,7 +360,7 @@ class TokenLLM(nn.Module):
             unread = heads[row][: 1 - max_sentences]
             sentences = [*unread, *sentences]
             vectors_SD = sonar.encode(sentences, languages[row]) if sonar else torch.empty(len(sentences), 0)
-            stories.append(Story(prompts[row], sentences, len(unread) + given[row], vectors_SD, cast(StoppedBy, stopped_by), []))
+            stories.append(Story(prompts[row], sentences, len(unread) + given[row], vectors_SD, stopped_by, []))
         return stories[0] if isinstance(prompt, str) else stories
 
     # ------------------------------------------------------------------ loading and saving

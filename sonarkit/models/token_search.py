@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from sonarkit.codec.search import SearchConfig, draw
+from sonarkit.models.rollout import StoppedBy
 
 if TYPE_CHECKING:
     from sonarkit.models.backbone import Context
     from sonarkit.models.token_llm import TokenLLM
 
-Halt = Callable[[int, Sequence[int]], str | None]  # (prompt, tokens told so far) -> why to stop here, or None
+Halt = Callable[[int, Sequence[int]], StoppedBy | None]  # (prompt, tokens told so far) -> why to stop here, or None
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Told:
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     score: float
-    stopped_by: str
+    stopped_by: StoppedBy
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _by_prompt(
     return [(row, [(i, live[i].then(token, step)) for _, i, token, step in pool]) for row, pool in best.items()]
 
 
-def _told(each: _Live, config: SearchConfig, stopped_by: str) -> Told:
+def _told(each: _Live, config: SearchConfig, stopped_by: StoppedBy) -> Told:
     ids = each.ids[:-1] if stopped_by == "end" else each.ids
     return Told(ids, each.log_probs, _score(each, config), stopped_by)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Source:
     """A store to draw from: the target tokens of each document, how to load one, and the share of the documents of a step."""
 
     tokens_N: np.ndarray
-    load: Callable[[int], Document]
+    load: Callable[[int], Any]
     weight: float = 1.0
     name: str = "the store"
 

@@ -243,6 +243,8 @@ class CodecTask:
         self._encoder = sonar.fingerprint() if isinstance(objective, DecoderObjective) else None
         self._teacher = teacher.eval().fingerprint() if teacher else None
 
+    loss_unit = "nats_per_token"
+
     @property
     def model(self) -> nn.Module:
         if isinstance(self.objective, DecoderObjective):

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sonarkit.core.config import to_dict
-from sonarkit.core.distributed import World, shard, sum_over_ranks
+from sonarkit.core.distributed import World, sum_over_ranks
 from sonarkit.core.loss import LossSum
-from sonarkit.models.flops import training_flops
-from sonarkit.models.sonar_llm import SonarLLM
+from sonarkit.models.concept_model import ConceptModule
 from sonarkit.store.batches import DocumentBatches, Source
 from sonarkit.store.reader import Document, Store
 
@@ -29,44 +28,42 @@ class ConceptDataConfig:
     max_tokens: int = 256
 
 
-@dataclass(frozen=True)
-class LossOptions:
-    """What may be added to the loss in training; the evaluation is always the plain one."""
-
-    as_published: bool = False
-    context_noise: float = 0.0
-
-
 class ConceptTask:
-    """What the training loop needs to train a concept model on the stores in `train`, judged on `valid`.
+    """What the training loop needs to train a concept model, of whatever family, on the stores in `train`, judged on `valid`.
 
-    `weights` are the shares of the documents of a step that each store gives, by default in proportion to their documents.
+    `options` are those of the family's loss in training (the evaluation is always the plain one), `sharding` those of its
+    `shard`. `weights` are the shares of the documents of a step that each store gives, by default in proportion to
+    their documents.
     `samples(model)` may add results to each evaluation: numbers, and texts such as a sample story.
     """
 
     def __init__(
         self,
-        model: SonarLLM,
+        model: ConceptModule,
         train: Sequence[Store],
         valid: Store,
         data: ConceptDataConfig,
         seed: int,
-        samples: Callable[[SonarLLM], Mapping[str, float | str]] = lambda model: {},
+        samples: Callable[[Any], Mapping[str, float | str]] = lambda model: {},
         *,
         weights: Sequence[float] | None = None,
-        options: LossOptions = LossOptions(),
-        shard_decoder: bool = False,
+        options: Mapping[str, Any] | None = None,
+        sharding: Mapping[str, Any] | None = None,
     ) -> None:
         for store in (*train, valid):
             if store.width != model.config.embedding:
                 raise ValueError(f"{store.folder} has vectors of width {store.width}, the model reads {model.config.embedding}")
         self.concept_model, self.train, self.valid, self.data, self.seed = model, list(train), valid, data, seed
-        self.samples, self.options, self.shard_decoder, self._sharded = samples, options, shard_decoder, False
+        self.samples, self.options, self.sharding, self._sharded = samples, dict(options or {}), dict(sharding or {}), False
         self.weights = list(weights) if weights else [len(store) for store in train]
 
     @property
     def model(self) -> nn.Module:
         return self.concept_model
+
+    @property
+    def loss_unit(self) -> str:
+        return self.concept_model.loss_unit
 
     def _load(self, store: Store) -> Callable[[int], Document]:
         tokenizer = self.concept_model.sonar.tokenizer
@@ -82,21 +79,18 @@ class ConceptTask:
         return DocumentBatches(sources, data.documents_per_step, data.micro_tokens, self.seed, rank, size)
 
     def loss(self, batch: list[Document]) -> LossSum:
-        return self.concept_model.loss(batch, self.options.as_published, self.options.context_noise)
+        return self.concept_model.loss(batch, **self.options)
 
     def cost(self, batch: list[Document]) -> dict[str, float]:
         sentences = sum(len(document.targets) - 1 for document in batch)
-        return {"sentences": float(sentences), "flops": float(training_flops(self.concept_model, batch))}
+        return {"sentences": float(sentences), "flops": self.concept_model.flops(batch)}
 
     def describe(self, batch: list[Document]) -> list[str]:
         return [document.source for document in batch]
 
     def shard(self, world: World) -> None:
-        """FSDP2 over the backbone's layers; the frozen decoder lies whole on each rank, or in parts, too."""
-        model, decoder = self.concept_model, self.concept_model.sonar.decoder
-        if self.shard_decoder or model.config.train_decoder:
-            shard(world, decoder, ("token_losses", "start", "step"), decoder.layers, ("step",))
-        shard(world, model, ("loss", "advance"), model.backbone.layers, ("extend",))
+        """FSDP2, as the family lays out its weights."""
+        self.concept_model.shard(world, **self.sharding)
         self._sharded = True
 
     @torch.no_grad()
@@ -112,16 +106,17 @@ class ConceptTask:
 
     def _evaluate(self, world: World) -> dict[str, float | str]:
         self.concept_model.eval()
-        load, sums = self._load(self.valid), torch.zeros(4, dtype=torch.float64)
+        load = self._load(self.valid)
+        sums: dict[str, Tensor] = {}
         mine = range(world.rank, len(self.valid), world.size)
         for start in range(0, -(-len(self.valid) // world.size), 32):
             indices = mine[start : start + 32]
             loss = self.concept_model.loss([load(i) for i in indices or [0]])
-            bits, text_bytes = loss.parts["bits_per_byte"]
-            if indices:
-                sums += torch.tensor([float(loss.total), loss.count, float(bits), text_bytes], dtype=torch.float64)
-        nats, tokens, bits, text_bytes = sum_over_ranks(world, sums).tolist()
-        results: dict[str, float | str] = {"loss_nats_per_token": nats / tokens, "bits_per_byte": bits / text_bytes}
+            for name, (total, count) in {f"loss_{self.loss_unit}": (loss.total, loss.count), **loss.parts}.items():
+                added = torch.tensor([float(total), count], dtype=torch.float64) * bool(indices)
+                sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + added
+        summed = sum_over_ranks(world, torch.stack(list(sums.values())))
+        results: dict[str, float | str] = {name: total / count for name, (total, count) in zip(sums, summed.tolist())}
         if world.rank == 0 or self._sharded:  # in parts it takes all ranks to tell a story
             results |= self.samples(self.concept_model)
         self.concept_model.train()
@@ -133,10 +128,10 @@ class ConceptTask:
     def config(self) -> dict[str, Any]:
         kept = ("corpus", "lang", "codec_fingerprint", "documents", "tokens")
         return {
-            "task": "sonar-llm",
+            "task": self.concept_model.family,
             "model": to_dict(self.concept_model.config),
             "data": to_dict(self.data),
-            "options": to_dict(self.options),
+            "options": self.options,
             "seed": self.seed,
             "stores": [{**{key: store.manifest[key] for key in kept}, "weight": w} for store, w in zip(self.train, self.weights)],
         }

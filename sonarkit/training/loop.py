@@ -99,14 +99,17 @@ class Batches(Protocol):
 class Task(Protocol):
     """What is trained, on what, and how it is judged.
 
-    Frozen parts live outside `model`. `batches` gives each rank at least one micro-batch a step, and every loss
-    has the same parts. `evaluate` runs on all ranks, in evaluation mode, and gives numbers and texts by name; rank 0's
-    are written. `config` is what a resume must agree on. `cost` counts what a batch holds and takes beside tokens
-    (`sentences`, `flops`), `describe` names the batch's documents, `shard` prepares the model for FSDP2.
+    Frozen parts live outside `model`. `loss_unit` is that of the loss over its count, such as nats_per_token. `batches` gives
+    each rank at least one micro-batch a step, and every loss has the same parts. `evaluate` runs on all ranks, in evaluation
+    mode, and gives numbers and texts by name; rank 0's are written. `config` is what a resume must agree on. `cost` counts
+    what a batch holds and takes beside tokens (`sentences`, `flops`), `describe` names the batch's documents, `shard`
+    prepares the model for FSDP2.
     """
 
     @property
     def model(self) -> nn.Module: ...
+    @property
+    def loss_unit(self) -> str: ...
     def batches(self, rank: int, size: int) -> Batches: ...
     def loss(self, batch: Any) -> LossSum: ...
     def evaluate(self, world: World) -> Mapping[str, float | str]: ...
@@ -218,7 +221,7 @@ def train(task: Task, config: TrainConfig, world: World) -> Evaluation:
             stopping, last = _any_rank(world, stop.asked or late), state.step == config.steps
             log.advance()
             if state.step % config.log_every == 0 or last or stopping:
-                log.train(_train_record(state, config, logged, rate, norm, half))
+                log.train(_train_record(state, config, logged, task.loss_unit, rate, norm, half))
                 logged = _Sums(world)
             if last or _due(state.step, config.eval_every):
                 state.evaluation = _evaluate(task, world)
@@ -305,14 +308,16 @@ def _evaluate(task: Task, world: World) -> Evaluation:
     return evaluation
 
 
-def _train_record(state: TrainState, config: TrainConfig, logged: _Sums, rate: float, norm: float, half: bool) -> dict[str, Any]:
+def _train_record(
+    state: TrainState, config: TrainConfig, logged: _Sums, unit: str, rate: float, norm: float, half: bool
+) -> dict[str, Any]:
     """A line of the metrics file: means since the line before it, and the last step's rate and gradient norm."""
     world, seconds = logged.world, max(logged.seconds, 1e-9)
     memory = "gpu_memory_gb" if world.device.type == "cuda" else "peak_memory_gb"
     record = {
         "step": state.step,
         "seconds": round(state.seconds, 3),
-        **logged.means(),
+        **logged.means(f"loss_{unit}"),
         "lr": rate,
         "grad_norm": norm if math.isfinite(norm) else None,
         "skipped_updates": logged.skipped,
@@ -389,14 +394,14 @@ class _Sums:
     def count(self) -> float:
         return self._counts.get("", 0.0)
 
-    def means(self) -> dict[str, float | None]:
-        """`loss_nats_per_token` (None without an update), and each part under its name (see `LossSum`)."""
+    def means(self, loss: str) -> dict[str, float | None]:
+        """The loss under that name (None without an update), and each part under its own (see `LossSum`)."""
         parts = {
             name if "_" in name else f"loss_{name}": total / self._counts[name]
             for name, total in self._totals.items()
             if name and self._counts[name]
         }
-        return {"loss_nats_per_token": self.total / self.count if self.count else None, **parts}
+        return {loss: self.total / self.count if self.count else None, **parts}
 
 
 # ---------------------------------------------------------------------- saving and going on

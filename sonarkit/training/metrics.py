@@ -17,6 +17,9 @@ sittings together. A `train` record tells of the steps since the one before it:
 | `skipped_updates` | steps not taken since loss or gradient were not usable |
 | `seconds_left` | seconds to the last step at the speed so far |
 
+Of a family that learns by distance the loss is called by another unit, such as `loss_squared_distance_per_sentence`; in a
+record it is the first key that begins with `loss_`.
+
 The keys of an `eval` record are the task's results. A result may be a text: `sample` is a story told by the model as it
 then was, its prompt included.
 """
@@ -28,6 +31,7 @@ import json
 import resource
 import secrets
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +39,14 @@ import torch
 from tqdm.auto import tqdm
 
 from sonarkit.core.checkpoint import write_atomically
+
+
+def loss_key(record: Mapping[str, Any]) -> str:
+    """What a record calls the loss. ValueError where it has none."""
+    for key in record:
+        if key.startswith("loss_"):
+            return key
+    raise ValueError(f"the record has no loss; its keys are {', '.join(record)}")
 
 
 class Sink(Protocol):
@@ -101,9 +113,9 @@ class RunLog:
         self._bar.update()
 
     def train(self, record: dict[str, Any]) -> None:
-        """Write a `train` record; `loss_nats_per_token` is None when every update since the last one was skipped."""
+        """Write a `train` record; its loss is None when every update since the last one was skipped."""
         self._write({"kind": "train", **record})
-        loss = record["loss_nats_per_token"]
+        loss = record[loss_key(record)]
         told = f"loss {'-' if loss is None else f'{loss:.4f}'}  lr {record['lr']:.2e}  {record['tokens_per_s']:.0f} tokens/s"
         if not self._bar.disable:
             self._bar.set_postfix_str(told)  # the bar itself tells step and remaining time

@@ -258,6 +258,8 @@ class SpeechTask:
                 )
         self._sharded = False
 
+    loss_unit = "squared_distance_per_dimension"
+
     @property
     def model(self) -> nn.Module:
         return self.encoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from sonarkit.core.loss import LossSum
 from sonarkit.models.flops import token_training_flops
 from sonarkit.models.token_llm import TokenDocument, TokenLLM
 from sonarkit.store.batches import DocumentBatches, Source
-from sonarkit.store.reader import Document, Store
+from sonarkit.store.reader import Store
 from sonarkit.training.concept_task import ConceptDataConfig
 
 CHECKED = 16  # documents whose stored ids are held against the model's tokenizer
@@ -82,7 +82,7 @@ class TokenTask:
         sources = [
             Source(
                 store.document_tokens(data.max_sentences, data.max_tokens),
-                cast(Callable[[int], Document], self._load(store)),  # the batches only hand on what is loaded
+                self._load(store),
                 weight,
                 str(store.folder),
             )

@@ -43,7 +43,7 @@ def make_task(codec: str, store: str, seed: int = 0, shard_decoder: bool = False
     backbone = BackboneConfig(hidden=32, ffn=48, layers=2, heads=2, head_dim=16)
     model = SonarLLM(SonarLLMConfig(backbone, sonar.config.width, codec, sonar.fingerprint(), own_decoder), sonar)
     opened, data = Store(store), ConceptDataConfig(documents_per_step=8, micro_tokens=1400)
-    return ConceptTask(model, [opened], opened, data, seed=1, shard_decoder=shard_decoder)
+    return ConceptTask(model, [opened], opened, data, seed=1, sharding={"decoder": shard_decoder})
 
 
 def make_codec_task(codec: str, objective: ObjectiveConfig | DecoderObjective) -> CodecTask:

@@ -232,7 +232,7 @@ def test_a_story_stops_at_its_limits(taught: TokenLLM) -> None:
     two = taught.generate(STORY[0], max_sentences=2)
     assert two.sentences == STORY[:2] and two.stopped_by == "max_sentences" and two.embeddings.shape == (2, 0)
     cut = taught.generate(STORY[0], max_tokens=3)
-    assert str(cut.stopped_by) == "max_tokens" and len(cut.sentences) == 2 and STORY[1].startswith(cut.sentences[1])
+    assert cut.stopped_by == "max_tokens" and len(cut.sentences) == 2 and STORY[1].startswith(cut.sentences[1])
 
 
 def test_a_repeated_sentence_is_a_loop_and_left_out(tokenizer: Tokenizer) -> None:
