@@ -434,7 +434,7 @@ def evaluate_speech(
     /,
     on: str = "synthetic:200",
     speech: str = "mini",
-    translations: str | None = None,
+    translations: tuple[str, ...] = (),
     into: tuple[str, ...] = (),
     beam_size: int = 5,
     synthetic: Path = Path("stores/speech"),
@@ -446,14 +446,14 @@ def evaluate_speech(
     examples:
       sonarkit evaluate speech mini --on synthetic:200@test-unheard
       sonarkit evaluate speech mini --speech runs/speech/final --on speech.tsv --out speech.json
-      sonarkit evaluate speech sonar --speech fr --on fleurs/data/fr_fr@test --translations flores200_dataset --into en
+      sonarkit evaluate speech sonar --speech fr --on fleurs/data/fr_fr@test --translations flores200_dataset@dev --into en
 
     Args:
         model: "mini", "sonar", "sonar-finetuned" or the folder of a codec.
         on: synthetic:COUNT of StoryWorld by espeak-ng, :COUNT@valid or @test-unheard; a manifest; FOLDER@SPLIT of Common Voice
             or FLEURS.
         speech: "mini" or the folder of a speech encoder, or a language beside Meta's weights.
-        translations: A set of aligned rows as --on of sonarkit evaluate codec, in which utterances are found by their text;
+        translations: Sets of aligned rows, as --on of sonarkit evaluate codec, in which utterances are found by their text;
             synthetic speech has its own.
         into: Only these languages beside the spoken ones; else all that there are translations in.
         beam_size: Beams when decoding; 1 is greedy.
@@ -466,7 +466,10 @@ def evaluate_speech(
 
     terminal = sys.stderr.isatty()
     opened = speech_set(on, "test", synthetic, progress=terminal)  # no model is loaded for want of a sound
-    rows = translations_of(opened.utterances, rows_of(translations)) if translations else opened.translations
+    rows = opened.translations
+    if translations:
+        wanted = [*{u.language for u in opened.utterances}, *into] if into else []
+        rows = translations_of(opened.utterances, [row for spec in translations for row in rows_of(spec, wanted)])
     from sonarkit.codec.pipeline import Sonar
 
     report = evaluate_speech(

@@ -102,7 +102,7 @@ def _name(text: str) -> str:
 def translations_of(utterances: Sequence[Utterance], rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """For each utterance the first aligned row that has its text in its language, or none ({}).
 
-    FLEURS, whose sentences are those of FLORES-200, finds its translations so.
+    So the sentences of FLEURS, which are FLORES', find their translations there.
     """
     found: dict[tuple[str, str], Mapping[str, str]] = {}
     for row in rows:
@@ -218,6 +218,7 @@ def evaluate_speech(
         "speech": sonar.speech.name,
         "fingerprint": sonar.fingerprint(),
         "utterances": len(utterances),
+        "translated": sum(len(row) > 1 for row in rows),
         "distinct": len(distinct),
         "beam_size": beam_size,
         "targets": targets,
@@ -259,7 +260,7 @@ def table_of(report: Report) -> str:
             )
             cells = (f"{row[heard]:12.1f} ({row[read]:5.1f})" if heard in row else " " * 20 for heard, read in pairs)
             lines.append(f"{name:<12}{''.join(cells)}".rstrip())
-    distinct = f"searches among {report['distinct']} of {report['utterances']} utterances, which repeat no sentence"
+    distinct = f"{report['translated']} have translations, searches are among {report['distinct']} that repeat no sentence"
     return "\n".join(
         [
             *lines,

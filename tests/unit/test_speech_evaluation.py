@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sonarkit.codec.audio import RATE, load
+from sonarkit.core.paths import data_folder
 from sonarkit.evaluation.speech import (
     edit_distance,
     evaluate_speech,
@@ -106,6 +108,17 @@ def test_synthetic_sets_come_with_their_translations(tmp_path: Path) -> None:
     assert (opened.name, opened.manifest, len(opened.utterances)) == ("valid_unheard", folder / "manifest.tsv", 3)
     assert [row[u.language] for u, row in zip(opened.utterances, opened.translations)] == [u.text for u in opened.utterances]
     assert all(len(row) == 4 for row in opened.translations)
+
+
+def test_the_sounds_that_ship_are_what_their_name_says() -> None:
+    opened = speech_set("synthetic:24@test-unheard", synthetic=data_folder() / "speech")
+    said = [(order.text, order.language) for order in orders(SyntheticConfig(24, split="test", voices="unheard"))]
+    assert [(u.text, u.language) for u in opened.utterances] == said and len({code for _, code in said}) == 4
+    for utterance, row in zip(opened.utterances, opened.translations):
+        assert row[utterance.language] == utterance.text
+        letters = sum(map(str.isalpha, utterance.text))
+        samples = load(utterance.path)
+        assert 8 < letters / (len(samples) / RATE) < 25 and 0.05 < np.abs(samples).max() <= 1, utterance
 
 
 @pytest.mark.parametrize("spec", ["synthetic:", "synthetic:0", "synthetic:ten", "synthetic:5@dev", "synthetic:5@test-loud"])
