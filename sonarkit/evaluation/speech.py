@@ -249,7 +249,7 @@ def table_of(report: Report) -> str:
     lines.append(" " * 12 + "".join(f"{head:>9}" for head, _ in COLUMNS.values()))
     rows = [*report["languages"].items(), ("mean", {**report["mean"], "utterances": report["utterances"]})]
     for name, row in rows:
-        cells = (f"{row[key]:{9}{kind}}" if key in row else " " * 9 for key, (_, kind) in COLUMNS.items())
+        cells = (f"{row[key]:9{kind}}" if key in row else " " * 9 for key, (_, kind) in COLUMNS.items())
         lines.append(f"{name:<12}{''.join(cells)}".rstrip())
     if len(report["targets"]) > 1:
         lines.append("BLEU into".ljust(12) + "".join(f"{target:>20}" for target in report["targets"]))
