@@ -65,9 +65,13 @@ def main() -> None:
 
             print(__version__)
         elif sys.argv[1] == "evaluate":  # a command of commands
-            if sys.argv[2:3] != ["codec"]:
-                raise ValueError("evaluate what? sonarkit evaluate codec MODEL --on SET; try sonarkit evaluate codec --help")
-            _run(evaluate_codec, "evaluate codec", sys.argv[3:])
+            kinds: dict[str, Callable[..., None]] = {"codec": evaluate_codec, "speech": evaluate_speech}
+            if (kind := "".join(sys.argv[2:3])) not in kinds:
+                raise ValueError(
+                    f"evaluate what? sonarkit evaluate codec MODEL --on SET; the kinds are {', '.join(kinds)}, "
+                    "try sonarkit evaluate codec --help"
+                )
+            _run(kinds[kind], f"evaluate {kind}", sys.argv[3:])
         elif sys.argv[1] in commands:
             _run(commands[sys.argv[1]], sys.argv[1], sys.argv[2:])
         else:
@@ -422,10 +426,74 @@ def evaluate_codec(
     print(f"{model} ({report['fingerprint']}) on {len(rows)} sentences of {on}, beam {beam_size}, {report['seconds']:.0f} s")
     print(table_of(report))
     if out is not None:
-        from sonarkit.core.checkpoint import write_atomically
+        _write_json(out, head | report)
 
-        text = json.dumps(head | report, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
+
+def evaluate_speech(
+    model: Annotated[str, tyro.conf.Positional] = "mini",
+    /,
+    on: str = "synthetic:200",
+    speech: str = "mini",
+    translations: tuple[str, ...] = (),
+    into: tuple[str, ...] = (),
+    beam_size: int = 5,
+    synthetic: Path = Path("stores/speech"),
+    device: str = "cpu",
+    out: Path | None = None,
+) -> None:
+    """Measure a speech encoder: transcription, zero-shot translation, and the search for its sentences among texts.
+
+    examples:
+      sonarkit evaluate speech mini --on synthetic:200@test-unheard
+      sonarkit evaluate speech mini --speech runs/speech/final --on speech.tsv --out speech.json
+      sonarkit evaluate speech sonar --speech fr --on fleurs/data/fr_fr@test --translations flores200_dataset@dev --into en
+
+    Args:
+        model: "mini", "sonar", "sonar-finetuned" or the folder of a codec.
+        on: synthetic:COUNT of StoryWorld by espeak-ng, :COUNT@valid or @test-unheard; a manifest; FOLDER@SPLIT of Common Voice
+            or FLEURS.
+        speech: "mini" or the folder of a speech encoder, or a language beside Meta's weights.
+        translations: Sets of aligned rows, as --on of sonarkit evaluate codec, in which utterances are found by their text;
+            synthetic speech has its own.
+        into: Only these languages beside the spoken ones; else all that there are translations in.
+        beam_size: Beams when decoding; 1 is greedy.
+        synthetic: Where synthetic speech is kept, and made if it is not there.
+        device: Where to compute: cpu, cuda.
+        out: Also write all numbers there as JSON.
+    """
+    from sonarkit.evaluation.sets import rows_of
+    from sonarkit.evaluation.speech import evaluate_speech, speech_set, table_of, translations_of
+
+    terminal = sys.stderr.isatty()
+    opened = speech_set(on, "test", synthetic, progress=terminal)  # no model is loaded for want of a sound
+    rows = opened.translations
+    if translations:
+        wanted = [*{u.language for u in opened.utterances}, *into] if into else []
+        rows = translations_of(opened.utterances, [row for spec in translations for row in rows_of(spec, wanted)])
+    from sonarkit.codec.pipeline import Sonar
+
+    report = evaluate_speech(
+        Sonar.from_pretrained(model, device, speech=speech),
+        opened.utterances,
+        rows,
+        into=into,
+        beam_size=beam_size,
+        tell=lambda what: print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True) if terminal else None,
+    )
+    if terminal:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    many = f"{report['utterances']} utterances of {on}"
+    print(f"{model} ({report['fingerprint']}) with {speech} on {many}, beam {beam_size}, {report['seconds']:.0f} s")
+    print(table_of(report))
+    if out is not None:
+        _write_json(out, {"on": on, **report})
+
+
+def _write_json(path: Path, report: dict[str, object]) -> None:
+    from sonarkit.core.checkpoint import write_atomically
+
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def lab(folder: Path = Path("sonarkit-notebooks"), no_browser: bool = False, allow_root: bool = False) -> None:
