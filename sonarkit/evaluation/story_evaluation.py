@@ -10,16 +10,19 @@ The same prompts, settings and seed give the same numbers on the same machine.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sonarkit.evaluation import story_judge
 from sonarkit.evaluation.bits_per_byte import quotient, text_bits
+from sonarkit.evaluation.llm_judge import Told
 from sonarkit.evaluation.nlg import meteor_mode, meteor_name, nlg_report, prompts_of
 from sonarkit.evaluation.sets import stories_of
 from sonarkit.evaluation.statistics import RESAMPLES, Comparison, Interval, Statistic, bootstrap, permutation_test
@@ -299,3 +302,21 @@ def notes(evaluations: Sequence[StoryEvaluation]) -> list[str]:
     if any(one.family == "diffusion-lcm" for one in evaluations):
         told.append("bits per byte of a diffusion LCM are those of one draw a sentence, which is at least its own")
     return told
+
+
+def report_of(evaluations: Sequence[StoryEvaluation], *, seed: int = 0) -> dict[str, Any]:
+    """Everything as JSON: `models`, and `against_first`, by model and metric, for all but the first."""
+    first, *others = evaluations
+    against = {
+        other.model: {name: found.to_dict() for name, found in comparisons(first, other, seed=seed).items()} for other in others
+    }
+    return {"models": [one.to_dict() for one in evaluations], "first": first.model, "against_first": against}
+
+
+def told_in(file: Path) -> dict[str, list[Told]]:
+    """By model, the stories in a file that `report_of` was written to, for `llm_judge`. ValueError for another file."""
+    try:
+        models = json.loads(file.read_text(encoding="utf-8"))["models"]
+        return {one["model"]: [Told(s["prompt"], " ".join(s["told"])) for s in one["stories"]] for one in models}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: expected what sonarkit evaluate stories --out wrote ({error!r})") from error
