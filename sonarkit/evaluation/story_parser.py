@@ -435,9 +435,10 @@ class Parser:
         rough = [(2 * weight / (weight + foreign[template] + template.weight), template) for template, weight in shared.items()]
         least = min(nlargest(CANDIDATES, (score for score, _ in rough)), default=0.0) - 1e-9
         scored = []
-        for template in (template for score, template in rough if score >= least):
-            extra = sum(value for word, value in strange.items() if word not in template.literals)
-            scored.append((2 * shared[template] / (shared[template] + extra + template.weight), template))
+        for score, template in rough:
+            if score >= least:
+                extra = sum(value for word, value in strange.items() if word not in template.literals)
+                scored.append((2 * shared[template] / (shared[template] + extra + template.weight), template))
         scored.sort(key=lambda pair: -pair[0])
         return scored[:CANDIDATES]
 

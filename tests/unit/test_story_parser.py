@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import pytest
 
-from sonarkit.evaluation.story_parser import NEAR, Reading, Unread, parser, words
+from sonarkit.evaluation.story_parser import CANDIDATES, CONTENT, NEAR, Parser, Reading, Unread, Words, parser, words
 from sonarkit.text.storyworld import CODES, stories
 
 LANGS = tuple(CODES.values())
@@ -91,6 +92,47 @@ def test_word_salad_is_read_without_credit_and_strangers_are_not_read() -> None:
     assert isinstance(stranger, Unread) and stranger.names == ("Mia", "Tom") and stranger.credit < NEAR
     for nothing in ("", "...", "Zzz"):
         assert parser("eng_Latn").read(nothing) == Unread(())
+
+
+def plain_scores(judge: Parser, sentence: Words) -> list[float]:
+    """The best scores of all patterns that share a word with the sentence."""
+    here = {word for word in sentence if word.isalpha()}
+    strange = {w for w in here if w not in judge.known_words and w not in judge.names}
+    scores = []
+    for template in judge.templates:
+        common = sum(judge.weights[word] for word in here & template.literals)
+        extra = sum(judge.weights.get(word, judge.unknown_weight) for word in strange - template.literals)
+        if here & template.literals:
+            scores.append(2 * common / (common + extra + template.weight))
+    return sorted(scores, reverse=True)[:CANDIDATES]
+
+
+@pytest.mark.parametrize("lang", LANGS)
+def test_what_is_not_aligned_would_not_have_won(lang: str) -> None:
+    """Against all candidates aligned to their ends, with few words changed and with many."""
+    judge, random, credited = parser(lang), Random(2), list[bool]()
+    for sentence in (sentence for story in stories(2, split="test") for sentence in story.sentences[lang]):
+        for changes in (1, 3, 9):
+            cut = list(words(sentence, judge.lang))
+            for _ in range(changes):
+                cut[random.randrange(len(cut))] = random.choice(cut)
+            here, plain = tuple(cut), []
+            nearest = judge._nearest(here)
+            assert [score for score, _ in nearest] == pytest.approx(plain_scores(judge, here))
+            for content, template in nearest:
+                aligned = judge._align(here, template, math.inf)
+                assert aligned is not None
+                credit = min(1 - aligned[0] / max(len(here), len(template.pieces)), 1 - 1 / len(here))
+                plain.append((credit if credit >= NEAR else 0.0, content, template.event.name, template.variant, aligned[1]))
+            plain = [one for one in plain if one[0] or one[1] >= CONTENT]
+            best = [one for one in plain if one[:2] == max(other[:2] for other in plain)]
+            found = [(one.credit, one.content, one.event.name, one.variant, one.said) for one in judge._near(here)]
+            if best and best[0][0]:
+                assert found == best
+            else:
+                assert {one[:4] for one in found} == {one[:4] for one in best}
+            credited.append(bool(found and found[0][0]))
+    assert any(credited) and not all(credited)
 
 
 def test_unknown_language() -> None:
