@@ -1,4 +1,4 @@
-"""The `sonarkit` command: a story, SONAR's three verbs, or a codec measured, from the shell."""
+"""The `sonarkit` command: a story, SONAR's three verbs, or a codec and models measured, from the shell."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ EXAMPLES = """examples:
   sonarkit decode vectors.npy --lang spa_Latn
   sonarkit convert codec --encoder sonar_text_encoder.pt --decoder sonar_text_decoder.pt --tokenizer sentencepiece.model
   sonarkit evaluate codec mini --on storyworld:test --every 10
+  sonarkit evaluate stories mini runs/mse-lcm/final --on storyworld:test --count 100
   sonarkit lab
 
 Languages are FLORES-200 codes; the shipped mini model speaks eng_Latn, fra_Latn, deu_Latn and spa_Latn.
@@ -65,13 +66,10 @@ def main() -> None:
 
             print(__version__)
         elif sys.argv[1] == "evaluate":  # a command of commands
-            kinds: dict[str, Callable[..., None]] = {"codec": evaluate_codec, "speech": evaluate_speech}
-            if (kind := "".join(sys.argv[2:3])) not in kinds:
-                raise ValueError(
-                    f"evaluate what? sonarkit evaluate codec MODEL --on SET; the kinds are {', '.join(kinds)}, "
-                    "try sonarkit evaluate codec --help"
-                )
-            _run(kinds[kind], f"evaluate {kind}", sys.argv[3:])
+            what = "".join(sys.argv[2:3])
+            if what not in EVALUATIONS:
+                raise ValueError(f"evaluate what? {', '.join(EVALUATIONS)}; try sonarkit evaluate codec --help")
+            _run(EVALUATIONS[what], f"evaluate {what}", sys.argv[3:])
         elif sys.argv[1] in commands:
             _run(commands[sys.argv[1]], sys.argv[1], sys.argv[2:])
         else:
@@ -409,7 +407,6 @@ def evaluate_codec(
 
     sonar = Sonar.from_pretrained(model, device)
     rows = rows if langs else spoken(rows, sonar.languages)
-    terminal = sys.stderr.isatty()
     report = evaluate_codec(
         sonar,
         rows,
@@ -418,15 +415,251 @@ def evaluate_codec(
         spbleu=not no_spbleu,
         noise=noise,
         seed=seed,
-        tell=lambda what: print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True) if terminal else None,
+        tell=_tell,
     )
-    if terminal:
-        print("\r\x1b[K", end="", file=sys.stderr)
+    _tell("")
     head = {"on": on, "every": every}
     print(f"{model} ({report['fingerprint']}) on {len(rows)} sentences of {on}, beam {beam_size}, {report['seconds']:.0f} s")
     print(table_of(report))
-    if out is not None:
-        _write_json(out, head | report)
+    _write_json(out, head | report)
+
+
+def evaluate_stories(
+    models: Texts = ("mini",),
+    /,
+    on: str = "storyworld:test",
+    count: int = 100,
+    lang: str = "eng_Latn",
+    beam_size: int = 0,
+    max_sentences: int = 32,
+    novelty_against: int = 0,
+    show: int = 0,
+    seed: int = 0,
+    device: str = "cpu",
+    json: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Let models of any family go on from two sentences, and judge their stories: a table with a row for each model.
+
+    The judge is StoryWorld's grammar read backwards: grammar, consistency, plot, creativity and repetition, from 0 to 10. Beside
+    it: how stories end, bits per byte of the true stories, and how near the told ones come to them. Further models are
+    compared with the first by paired permutation tests.
+
+    examples:
+      sonarkit evaluate stories mini --show 20
+      sonarkit evaluate stories mini runs/mse-lcm/final runs/token-llm/final --on storyworld:test --count 100 --out stories.json
+      sonarkit evaluate stories mini --on storyworld:unseen --lang fr --beam-size 1 --json
+
+    Args:
+        models: "mini" (SONAR-LLM), mini-FAMILY for what is shipped of another, or the folders of trained models.
+        on: storyworld:test, :valid or :unseen, or handwritten, which the judge cannot read.
+        count: How many stories.
+        lang: The language of the stories.
+        beam_size: Beams; 0 leaves each family its own, 5 to decode a vector and 1 for a token-level model.
+        max_sentences: Stories are stopped here, the beginning included.
+        novelty_against: Hold the stories against this many training stories for creativity, too (44 s for 20 000).
+        show: Print this many of each model's stories.
+        seed: For what models draw, and for the intervals.
+        device: Where to compute: cpu, cuda.
+        json: Print one JSON object with everything, the stories included, instead of the tables.
+        out: Also write that there; `sonarkit evaluate judge` reads it.
+    """
+    from sonarkit.evaluation import story_evaluation
+    from sonarkit.text.languages import SONAR_LANGUAGES, resolve
+
+    prompts = story_evaluation.prompts_for(on, count, resolve(lang, SONAR_LANGUAGES))
+    from sonarkit.evaluation.story_judge import training_elements
+    from sonarkit.models.family import load_model
+
+    training = training_elements(novelty_against) if novelty_against else None
+    found = []
+    for name in models:
+        _tell(f"{name} goes on with {len(prompts.beginnings)} stories")
+        model = load_model(name, device=device)
+        evaluation = story_evaluation.evaluate_stories(
+            model,
+            prompts,
+            name,
+            training=training,
+            beam_size=beam_size or None,
+            max_sentences=max_sentences,
+            seed=seed,
+        )
+        found.append(evaluation)
+    _tell("")
+    report = story_evaluation.report_of(found, seed=seed)
+    _write_json(out, report)
+    if json:
+        _print_json(report)
+        return
+    for one in found:
+        for story in one.stories[:show]:
+            print(f"{one.model} [{story['stopped_by']}] {story['prompt']} || {' '.join(story['told'])}\n")
+    tables = (story_evaluation.table(found), story_evaluation.comparison_table(found, seed=seed))
+    print("\n\n".join([*filter(None, tables), "\n".join(story_evaluation.notes(found))]))
+
+
+def evaluate_judge(
+    stories: Annotated[Path, tyro.conf.Positional],
+    /,
+    endpoint: str = "https://api.openai.com/v1",
+    judge: str = "gpt-4o",
+    key_variable: str = "OPENAI_API_KEY",
+    verdicts: Path = Path("verdicts.jsonl"),
+    workers: int = 8,
+    price_in: float | None = None,
+    price_out: float | None = None,
+    seed: int = 0,
+    json: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Have the stories of `evaluate stories --out` graded by a language model behind an OpenAI-compatible endpoint.
+
+    Each story is sent to the endpoint, and to nothing else. Verdicts are kept as they come: the same command asks only for those
+    that are missing.
+
+    examples:
+      sonarkit evaluate judge stories.json --judge gpt-4o --price-in 2.5 --price-out 10
+      sonarkit evaluate judge stories.json --endpoint http://localhost:8000/v1 --judge my-model --key-variable ""
+
+    Args:
+        stories: The file that sonarkit evaluate stories --out wrote.
+        endpoint: The API's address.
+        judge: The name that the endpoint knows the judge by.
+        key_variable: The environment variable that has the key; "" for an endpoint that needs none.
+        verdicts: Where the verdicts are kept.
+        workers: How many stories are asked for at once.
+        price_in: Money for a million tokens in, to tell the cost.
+        price_out: And out.
+        seed: Of the intervals.
+        json: Print one JSON object instead of the tables.
+        out: Also write that there.
+    """
+    from sonarkit.evaluation.llm_judge import JudgeConfig, judge_stories
+    from sonarkit.evaluation.story_evaluation import told_in
+
+    config = JudgeConfig(base_url=endpoint, model=judge, key_variable=key_variable, workers=workers)
+    reports = {
+        model: judge_stories(told, verdicts, config, price_in=price_in, price_out=price_out, seed=seed, tell=_tell)
+        for model, told in told_in(stories).items()
+    }
+    _tell("")
+    found = {model: report.to_dict() for model, report in reports.items()}
+    _write_json(out, found)
+    _print_json(found) if json else print("\n\n".join(f"{model}\n{report.table()}" for model, report in reports.items()))
+
+
+def evaluate_concepts(
+    model: Annotated[str, tyro.conf.Positional] = "mini",
+    /,
+    store: Path = Path("stores/storyworld-valid"),
+    limit: int = 100,
+    beam_size: int = 5,
+    no_decode: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    json: bool = False,
+    out: Path | None = None,
+) -> None:
+    """How well a model over sentence vectors predicts the next one: the metrics of Meta's LCM paper, and bits per byte.
+
+    examples:
+      sonarkit evaluate concepts mini --store stores/storyworld-valid
+      sonarkit evaluate concepts runs/mse-lcm/final --store stores/storyworld-valid --limit 500 --no-decode --json
+
+    Args:
+        model: "mini" (SONAR-LLM), mini-FAMILY, or the folder of a trained model; not a token-level one.
+        store: An embedding store that the model's codec made (sonarkit/encode.py).
+        limit: How many of its documents; 0 is all.
+        beam_size: Beams when decoding predictions.
+        no_decode: Leave out what needs the decoder.
+        seed: Of the intervals, and of what a diffusion LCM draws for its bits per byte.
+        device: Where to compute: cpu, cuda.
+        json: Print one JSON object instead of the table.
+        out: Also write that there.
+    """
+    from sonarkit.store.reader import Store
+
+    opened, most = Store(store), limit or None
+    from sonarkit.evaluation.bits_per_byte import bits_per_byte
+    from sonarkit.evaluation.concept_metrics import concept_report
+    from sonarkit.models.family import load_model
+    from sonarkit.models.token_llm import TokenLLM
+
+    loaded = load_model(model, device=device)
+    if isinstance(loaded, TokenLLM):
+        raise ValueError(f"{model} is a token-level model, which predicts no vectors; sonarkit evaluate stories has its numbers")
+    report = concept_report(loaded, opened, limit=most, decode=not no_decode, beam_size=beam_size, seed=seed)
+    bits = None if no_decode else bits_per_byte(loaded, opened, most, seed=seed)
+    found = {"model": model, "store": str(store)} | report.to_dict() | ({} if bits is None else {"bits_per_byte": bits.to_dict()})
+    _write_json(out, found)
+    if json:
+        _print_json(found)
+        return
+    print(f"{model} on {store}\n{report.table()}")
+    if bits is not None:
+        print(f"bits per byte {bits}")
+
+
+def evaluate_summaries(
+    model: Annotated[str, tyro.conf.Positional] = "mini",
+    /,
+    on: str = "xsum",
+    document: str = "document",
+    summary: str = "summary",
+    limit: int = 100,
+    lang: str = "eng_Latn",
+    max_sentences: int = 32,
+    summary_sentences: int = 8,
+    cue: str = "",
+    beam_size: int = 0,
+    seed: int = 0,
+    device: str = "cpu",
+    json: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Let a model of any family summarize documents, and compare with their summaries, beside the first sentences.
+
+    examples:
+      sonarkit evaluate summaries mini --on pairs.jsonl --document article --summary highlights
+      sonarkit evaluate summaries runs/summarizer/final --on cnn_dailymail --limit 1000 --out summaries.json
+
+    Args:
+        model: "mini" (SONAR-LLM), mini-FAMILY, or the folder of a trained model.
+        on: xsum, cnn_dailymail, hf:NAME[:CONFIG][@SPLIT], or a .jsonl or .jsonl.gz file.
+        document: The column of the documents, in a set that is not named above.
+        summary: The column of the summaries.
+        limit: How many pairs; 0 is all.
+        lang: Their language.
+        max_sentences: What the model takes, document and summary together.
+        summary_sentences: A summary is stopped here.
+        cue: A sentence to put between document and summary, such as "In short:".
+        beam_size: Beams; 0 leaves each family its own.
+        seed: For what models draw, and for the intervals.
+        device: Where to compute: cpu, cuda.
+        json: Print one JSON object with everything, the summaries included, instead of the table.
+        out: Also write that there.
+    """
+    from sonarkit.evaluation.summarization import PAPER, SummaryConfig, read_pairs, summary_report
+    from sonarkit.text.languages import SONAR_LANGUAGES, resolve
+
+    config = SummaryConfig(max_sentences, summary_sentences, cue)
+    pairs, dropped = read_pairs(on, document=document, summary=summary, limit=limit or None)
+    from sonarkit.evaluation.story_evaluation import own_beam
+    from sonarkit.models.family import load_model
+
+    loaded = load_model(model, device=device)
+    lang, beam = resolve(lang, SONAR_LANGUAGES), beam_size or own_beam(loaded)
+    report = summary_report(loaded, pairs, lang, config, seed=seed, beam_size=beam)
+    found = {"model": model, "on": on, "beam_size": beam, "dropped": dict(dropped)} | report.to_dict()
+    found["summaries"] = [{"source": pair.source, "summary": told} for pair, told in zip(pairs, report.summaries)]
+    _write_json(out, found)
+    if json:
+        _print_json(found)
+        return
+    if dropped:
+        warnings.warn(f"{on}: rows left out: {', '.join(f'{count} {why}' for why, count in dropped.items())}", stacklevel=1)
+    print(f"{model} on {on}, beam {beam}\n{report.table(on if on in PAPER else None)}")
 
 
 def evaluate_speech(
@@ -485,15 +718,17 @@ def evaluate_speech(
     many = f"{report['utterances']} utterances of {on}"
     print(f"{model} ({report['fingerprint']}) with {speech} on {many}, beam {beam_size}, {report['seconds']:.0f} s")
     print(table_of(report))
-    if out is not None:
-        _write_json(out, {"on": on, **report})
+    _write_json(out, {"on": on, **report})
 
 
-def _write_json(path: Path, report: dict[str, object]) -> None:
-    from sonarkit.core.checkpoint import write_atomically
-
-    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+EVALUATIONS: dict[str, Callable[..., None]] = {
+    "codec": evaluate_codec,
+    "speech": evaluate_speech,
+    "stories": evaluate_stories,
+    "judge": evaluate_judge,
+    "concepts": evaluate_concepts,
+    "summaries": evaluate_summaries,
+}
 
 
 def lab(folder: Path = Path("sonarkit-notebooks"), no_browser: bool = False, allow_root: bool = False) -> None:
@@ -655,6 +890,21 @@ def _save_npy(path: Path, width: int, blocks: Iterable[np.ndarray]) -> int:
 def _print_line(text: str) -> None:
     """One text, one line: byte pieces could spell a line end."""
     print(" ".join(text.split()), flush=True)
+
+
+def _tell(what: str) -> None:
+    """What is being done, on one line of a terminal; "" clears it."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+
+
+def _write_json(out: Path | None, value: object) -> None:
+    """A report to the file that --out names, if it names one."""
+    if out is not None:
+        from sonarkit.core.checkpoint import write_atomically
+
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _print_json(value: object) -> None:

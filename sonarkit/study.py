@@ -1,9 +1,16 @@
 """Small experiments, each a command that goes on where it was stopped.
 
     python sonarkit/study.py objectives --bitext multi30k_train.jsonl.gz --test multi30k_val.jsonl.gz
+    python sonarkit/study.py families --out runs/families
+    python sonarkit/study.py scaling --out runs/scaling
 
 `objectives` trains a small codec with each of the six objectives of SONAR's table 1 (arXiv 2308.11466) and with each pooling,
 over several seeds, and prints the table with the paper's numbers and which of its orderings hold.
+
+`families` trains SONAR-LLM, the MSE and diffusion LCMs and the token-level LLM (arXiv 2508.05305) with one backbone, on the
+same stories in the same order for as many steps, and judges the stories that they tell.
+
+`scaling` trains each of them in four sizes and fits L(N) = a N^-alpha + b to their losses and to their bits per byte.
 """
 
 from __future__ import annotations
@@ -16,10 +23,12 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 import json  # noqa: E402
 import multiprocessing  # noqa: E402
+from collections.abc import Callable, Iterable, Sequence  # noqa: E402
 from concurrent.futures import ProcessPoolExecutor  # noqa: E402
 from dataclasses import dataclass, replace  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, TypeVar  # noqa: E402
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import tyro  # noqa: E402
 
@@ -27,14 +36,26 @@ from sonarkit import recipes  # noqa: E402
 from sonarkit.codec.config import Pooling  # noqa: E402
 from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig  # noqa: E402
 from sonarkit.codec.pipeline import Sonar  # noqa: E402
+from sonarkit.core.checkpoint import write_atomically  # noqa: E402
+from sonarkit.core.config import difference, to_dict  # noqa: E402
 from sonarkit.core.distributed import start  # noqa: E402
 from sonarkit.core.errors import user_errors  # noqa: E402
-from sonarkit.evaluation import objective_study  # noqa: E402
+from sonarkit.encode import encode_into  # noqa: E402
+from sonarkit.evaluation import objective_study, story_evaluation  # noqa: E402
+from sonarkit.evaluation.bits_per_byte import bits_per_byte  # noqa: E402
 from sonarkit.evaluation.objective_study import KEYS, METRICS  # noqa: E402
 from sonarkit.evaluation.report import evaluate_codec  # noqa: E402
+from sonarkit.evaluation.scaling import ScalingFit, fit_scaling  # noqa: E402
 from sonarkit.evaluation.sets import rows_of, spoken  # noqa: E402
-from sonarkit.train import train_codec  # noqa: E402
+from sonarkit.evaluation.story_evaluation import StoryEvaluation  # noqa: E402
+from sonarkit.models.backbone import BackboneConfig  # noqa: E402
+from sonarkit.models.family import load_model, trained_parameters  # noqa: E402
+from sonarkit.store.reader import Store  # noqa: E402
+from sonarkit.train import train_codec, train_run  # noqa: E402
+from sonarkit.training.metrics import loss_key, read_metrics  # noqa: E402
 from sonarkit.training.optimizer import OptimizerConfig  # noqa: E402
+
+T = TypeVar("T")
 
 SONAR = "MT + 0.1 MSE + 0.01 DAE"
 TUNED = "+ tuned decoder"
@@ -173,7 +194,329 @@ def judged(job: Job) -> tuple[str, dict]:
     return job.name, json.loads(file.read_text(encoding="utf-8"))
 
 
-STUDIES = {"objectives": (Objectives, objectives)}
+# ---------------------------------------------------------------------- the four families
+
+
+@dataclass(frozen=True)
+class ModelStudy:
+    """What `families` and `scaling` have in common.
+
+    Every model learns from `stories` training stories of StoryWorld, encoded by `codec`, `documents_per_step` a step, in the
+    order of its seed. `jobs` models are trained at once, with `threads` threads each. A study goes on where it was
+    stopped, in the same `out` with the same options; `families`, seeds and `jobs` may change.
+    """
+
+    out: Path
+    codec: str = "mini"
+    families: tuple[str, ...] = tuple(recipes.FAMILIES)
+    stories: int = 20_000
+    documents_per_step: int = 32
+    jobs: int = 2
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.families) - set(recipes.FAMILIES):
+            raise ValueError(f"no family {', '.join(sorted(unknown))}; the families are {', '.join(recipes.FAMILIES)}")
+        if min(self.stories, self.jobs, self.threads) < 1 or not self.families:
+            raise ValueError(f"families, stories, jobs and threads must be at least 1: {self}")
+
+    @property
+    def train(self) -> Path:
+        return self.out / "stores" / f"train-{self.stories}"
+
+    @property
+    def valid(self) -> Path:
+        return self.out / "stores" / "valid"
+
+
+def make_stores(study: ModelStudy) -> None:
+    """The stores to learn from and to be judged on, unless they are there."""
+    for corpus, folder in ((f"storyworld:{study.stories}", study.train), ("storyworld:valid", study.valid)):
+        if not (folder / "manifest.json").is_file():
+            encode_into(corpus, folder, Sonar.from_pretrained(study.codec), start())
+
+
+def model_run(study: ModelStudy, family: str, backbone: BackboneConfig, steps: int, seed: int, out: Path) -> recipes.StoreRun:
+    """The mini recipe of a family, with these sizes; it is judged at its end only."""
+    base = recipes.FAMILIES[family]("mini")
+    optimizer = replace(base.train.optimizer, warmup_steps=min(base.train.optimizer.warmup_steps, steps // 10))
+    return replace(
+        base,
+        data=study.train,
+        valid=study.valid,
+        codec=study.codec,
+        backbone=backbone,
+        batches=replace(base.batches, documents_per_step=study.documents_per_step),
+        train=replace(
+            base.train,
+            out=out,
+            steps=steps,
+            seed=seed,
+            threads=study.threads,
+            eval_every=0,
+            tensorboard=False,
+            optimizer=optimizer,
+        ),
+    )
+
+
+def trained(run: recipes.StoreRun) -> Path:
+    """The folder of the trained model, which is trained first unless it was. ValueError where that was stopped before its end."""
+    final = run.train.out / "final"
+    if not (final / "config.json").is_file():
+        train_run(run, start())
+    if not (final / "config.json").is_file():
+        raise ValueError(f"the training in {run.train.out} was stopped before its end; the same command goes on from there")
+    return final
+
+
+def once(file: Path, settings: dict[str, Any], find: Callable[[], T]) -> T:
+    """What `find` gives, kept in `file`, with what it came from. ValueError where the file is of other settings."""
+    if not file.is_file():
+        text = json.dumps({"settings": settings, "found": find()}, ensure_ascii=False)
+        write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    if told := difference(kept["settings"], settings):
+        raise ValueError(f"{file} is of another study ({'; '.join(told)}); choose another --out, or delete {file.parent}")
+    return kept["found"]
+
+
+def spread(work: Callable[[Any], tuple[str, T]], jobs: Sequence[Any], at_once: int) -> dict[str, T]:
+    """What each of the jobs gives, by its name; several at once in processes of their own."""
+    if at_once == 1 or len(jobs) == 1:
+        return dict(map(work, jobs))
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
+        return dict(pool.map(work, jobs))
+
+
+@dataclass(frozen=True)
+class Families(ModelStudy):
+    """Every model has this `backbone` (a diffusion LCM: two towers of as many weights) and learns for `steps` steps.
+
+    What they add to it is of similar size but for the token-level model's embedding, which the table counts apart. They
+    are judged on how they go on with `count` stories of `on`, which none of them has seen.
+    """
+
+    out: Path = Path("runs/families")
+    backbone: BackboneConfig = recipes.SONAR_LLM_SIZES["mini"]
+    steps: int = 3000
+    seeds: tuple[int, ...] = (0,)
+    on: str = "storyworld:test"
+    count: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.seeds or min(self.steps, self.count) < 1:
+            raise ValueError(f"there must be a seed, and steps and count must be at least 1: {self}")
+
+
+@dataclass(frozen=True)
+class FamilyJob:
+    name: str
+    family: str
+    run: recipes.StoreRun
+    on: str
+    count: int
+
+
+def families(study: Families) -> str:
+    """Train and judge what is not yet there; the tables as text, also kept in `out` with all numbers (`rows.json`)."""
+    make_stores(study)
+    jobs = [
+        FamilyJob(
+            f"{family}, seed {seed}",
+            family,
+            model_run(study, family, study.backbone, study.steps, seed, study.out / f"{family}-{seed}"),
+            study.on,
+            study.count,
+        )
+        for seed in study.seeds
+        for family in study.families
+    ]
+    results = spread(judged_family, jobs, study.jobs)
+    found = {
+        family: [StoryEvaluation.from_dict(results[f"{family}, seed {seed}"]) for seed in study.seeds]
+        for family in study.families
+    }
+    pools = [story_evaluation.pooled(of_family) for of_family in found.values()]
+    notes = [*story_evaluation.notes(pools), f"{study.steps} steps of {study.documents_per_step} of {study.stories} stories"]
+    if len(study.seeds) > 1:
+        notes.append(f"means of {len(study.seeds)} seeds; intervals are over stories, not over seeds (rows.json has each seed's)")
+    parts = [story_evaluation.table(pools), story_evaluation.comparison_table(pools), "\n".join(f"- {note}" for note in notes)]
+    rows = {
+        "study": to_dict(study),
+        "intervals": {one.model: {name: score.to_dict() for name, score in one.scores.items()} for one in pools},
+        "seeds": {
+            family: [{name: score.value for name, score in one.scores.items()} for one in of_family]
+            for family, of_family in found.items()
+        },
+        "report": story_evaluation.report_of(pools),
+    }
+    return _keep(study.out, "\n\n".join(filter(None, parts)), rows)
+
+
+def judged_family(job: FamilyJob) -> tuple[str, dict[str, Any]]:
+    """Train the model and judge its stories, unless that was done."""
+    torch.set_num_threads(job.run.train.threads or 1)
+
+    def find() -> dict[str, Any]:
+        model = load_model(trained(job.run))
+        prompts = story_evaluation.prompts_for(job.on, job.count)
+        evaluation = story_evaluation.evaluate_stories(model, prompts, job.family)
+        told = ", ".join(f"{name} {evaluation.scores[name].value:.2f}" for name in story_evaluation.COMPARED)
+        print(f"{job.name}: {told}", flush=True)
+        return evaluation.to_dict()
+
+    return job.name, once(job.run.train.out / "report.json", to_dict(job), find)
+
+
+def _keep(out: Path, text: str, rows: dict[str, Any]) -> str:
+    """The study's tables and numbers in its folder."""
+    for name, content in (("table.md", text + "\n"), ("rows.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")):
+        write_atomically(out / name, lambda path, content=content: path.write_text(content, encoding="utf-8"))  # type: ignore[misc]
+    return text
+
+
+# ---------------------------------------------------------------------- scaling
+
+
+# Each has about three times the weights of the one before it, the last about as many as mini and half of them again.
+SIZES = {
+    "XS": BackboneConfig(hidden=96, ffn=320, layers=3, heads=3, head_dim=32),
+    "S": BackboneConfig(hidden=160, ffn=512, layers=4, heads=5, head_dim=32),
+    "M": BackboneConfig(hidden=256, ffn=832, layers=5, heads=4, head_dim=64),
+    "L": BackboneConfig(hidden=384, ffn=1280, layers=6, heads=6, head_dim=64),
+}
+
+
+@dataclass(frozen=True)
+class Scaling(ModelStudy):
+    """Each family in these of `SIZES`, with `seeds` seeds for SONAR-LLM and `baseline_seeds` for the others.
+
+    Every model takes `steps` steps. Losses, each in its family's own unit, are those of the whole validation set; bits per
+    byte, which all have in common, of its first `limit` stories.
+    """
+
+    out: Path = Path("runs/scaling")
+    sizes: tuple[str, ...] = tuple(SIZES)
+    steps: int = 600
+    seeds: int = 3
+    baseline_seeds: int = 1
+    limit: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.sizes) - set(SIZES):
+            raise ValueError(f"no size {', '.join(sorted(unknown))}; the sizes are {', '.join(SIZES)}")
+        if min(self.steps, self.seeds, self.baseline_seeds, self.limit) < 1:
+            raise ValueError(f"steps, seeds, baseline_seeds and limit must be at least 1: {self}")
+
+
+@dataclass(frozen=True)
+class ScalingJob:
+    name: str
+    family: str
+    size: str
+    run: recipes.StoreRun
+    limit: int
+
+
+UNITS = ("loss", "bits_per_byte")
+
+
+def scaling(study: Scaling) -> str:
+    """Train and measure what is not yet there; laws and points as text, also kept in `out` with all numbers (`rows.json`)."""
+    make_stores(study)
+    jobs = [
+        ScalingJob(
+            f"{family} {size}, seed {seed}",
+            family,
+            size,
+            model_run(study, family, SIZES[size], study.steps, seed, study.out / f"{family}-{size}-{seed}"),
+            study.limit,
+        )
+        for size in study.sizes
+        for family in study.families
+        for seed in range(study.seeds if family == "sonar-llm" else study.baseline_seeds)
+    ]
+    results = spread(measured, jobs, study.jobs)
+    points = [{"family": job.family, "size": job.size, "seed": job.run.train.seed, **results[job.name]} for job in jobs]
+    fits = {
+        unit: {
+            family: fit_scaling(
+                [point["parameters"] for point in points if point["family"] == family],
+                [point[unit] for point in points if point["family"] == family],
+            )
+            for family in study.families
+        }
+        for unit in UNITS
+    }
+    kept = {unit: {family: fit.to_dict() for family, fit in of_unit.items()} for unit, of_unit in fits.items()}
+    text = "\n\n".join([scaling_points(points), *(scaling_laws(unit, of_unit, points) for unit, of_unit in fits.items())])
+    text += (
+        "\n\nParameters are those trained, a token embedding aside. Losses of different units do not compare, bits per byte do."
+    )
+    return _keep(study.out, text, {"study": to_dict(study), "points": points, "fits": kept})
+
+
+def measured(job: ScalingJob) -> tuple[str, dict[str, Any]]:
+    """Train the model and measure it, unless that was done."""
+    torch.set_num_threads(job.run.train.threads or 1)
+
+    def find() -> dict[str, Any]:
+        model = load_model(trained(job.run))
+        last = [record for record in read_metrics(job.run.train.out / "metrics.jsonl") if record["kind"] == "eval"][-1]
+        parameters, embedding = trained_parameters(model)
+        found = {
+            "parameters": parameters,
+            "embedding_parameters": embedding,
+            "loss": last[loss_key(last)],
+            "unit": loss_key(last).removeprefix("loss_"),
+            "bits_per_byte": bits_per_byte(model, Store(job.run.valid), job.limit).value,
+        }
+        print(f"{job.name}: loss {found['loss']:.4f} {found['unit']}, {found['bits_per_byte']:.4f} bits per byte", flush=True)
+        return found
+
+    return job.name, once(job.run.train.out / "measured.json", to_dict(job), find)
+
+
+def scaling_points(points: Sequence[dict[str, Any]]) -> str:
+    """Markdown: what each family has in each size, the mean of its seeds and half of their span."""
+    lines = ["| family | size | parameters | seeds | loss | bits/byte |", "|---" * 6 + "|"]
+    for family, size in dict.fromkeys((point["family"], point["size"]) for point in points):
+        of_model = [point for point in points if (point["family"], point["size"]) == (family, size)]
+        first = of_model[0]
+        loss, bits = (_mean_and_span([point[unit] for point in of_model]) for unit in UNITS)
+        beside = f" + {first['embedding_parameters'] / 1e6:.2f}M" if first["embedding_parameters"] else ""
+        cells = (family, size, f"{first['parameters'] / 1e6:.2f}M{beside}", len(of_model), f"{loss} {first['unit']}", bits)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def scaling_laws(unit: str, fits: dict[str, ScalingFit], points: Iterable[dict[str, Any]]) -> str:
+    """Markdown: the law of each family, or why there is none."""
+    own = {point["family"]: point["unit"] for point in points}
+    lines = [f"| {unit.replace('_', ' ')} | unit | a | alpha | b | R^2 | points |", "|---" * 7 + "|"]
+    for family, fit in fits.items():
+        named = own[family] if unit == "loss" else unit
+        if fit.law is None:
+            lines.append(f"| {family} | {named} | no law: {fit.problem} | | | | {len(fit.sizes)} |")
+            continue
+        parameters = " | ".join(str(fit.intervals[name]) for name in ("a", "alpha", "b"))
+        lines.append(f"| {family} | {named} | {parameters} | {fit.r2:.4f} | {len(fit.sizes)} |")
+    return "\n".join(lines)
+
+
+def _mean_and_span(values: Sequence[float]) -> str:
+    half = (max(values) - min(values)) / 2
+    return f"{np.mean(values):.4f}" + (f" ± {half:.4f}" if len(values) > 1 else "")
+
+
+STUDIES: dict[str, tuple[Any, Callable[[Any], str]]] = {
+    "objectives": (Objectives, objectives),
+    "families": (Families, families),
+    "scaling": (Scaling, scaling),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

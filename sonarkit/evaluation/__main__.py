@@ -1,11 +1,11 @@
-"""Measure a codec in every direction or a SONAR-LLM; the numbers of the model cards come from here.
+"""Measure a codec in every direction; the table of its model card comes from here.
 
-`sonarkit evaluate codec` gives more of a codec (chrF++, xsim++, noise) by way of one pivot language.
+`sonarkit evaluate codec` gives more of a codec (chrF++, xsim++, noise) by way of one pivot language; `sonarkit evaluate stories`
+is for models.
 
 python -m sonarkit.evaluation codec                                 # StoryWorld test, every 10th sentence
 python -m sonarkit.evaluation codec --corpus unseen                 # a theme that training never saw
 python -m sonarkit.evaluation codec --bitext PAIRS.jsonl.gz         # the rows of it that training holds out
-python -m sonarkit.evaluation stories --show 20                     # 100 StoryWorld test prompts
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import time
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.errors import user_errors
 from sonarkit.evaluation.codec import codec_report
-from sonarkit.evaluation.sets import rows_of, stories_of
-from sonarkit.evaluation.stories import story_report
-from sonarkit.models.sonar_llm import SonarLLM
+from sonarkit.evaluation.sets import rows_of
 
 Corpus = Literal["valid", "test", "unseen", "handwritten"]
 
@@ -58,37 +55,6 @@ def codec(
     _show(f"{model} on {len(rows)} sentences of {where}, beam {beam_size}, {time.monotonic() - began:.0f} s", results, out)
 
 
-def stories(
-    model: str = "mini",
-    count: int = 100,
-    corpus: Corpus = "test",
-    lang: str = "eng_Latn",
-    show: int = 0,
-    beam_size: int = 5,
-    out: Path | None = None,
-) -> None:
-    """Continue the first two sentences of stories: how they end and whether they repeat themselves.
-
-    Args:
-        model: "mini" or a folder.
-        count: How many prompts.
-        corpus: Where the prompts are from.
-        lang: Language of prompts and stories.
-        show: Print this many of the stories.
-        beam_size: Beams when decoding.
-        out: Also write the numbers there as JSON.
-    """
-    llm = SonarLLM.from_pretrained(model)
-    prompts = [" ".join(story[lang][:2]) for story in stories_of(spec_of(corpus))[:count]]
-    began = time.monotonic()
-    with torch.no_grad():
-        found = llm.generate(prompts, lang, beam_size=beam_size)
-    seconds = time.monotonic() - began
-    for story in found[:show]:
-        print(f"[{story.stopped_by}] {' '.join(story.sentences[:2])} || {' '.join(story.continuation)}\n")
-    _show(f"{model}, {len(prompts)} prompts of {corpus}, beam {beam_size}, {seconds:.0f} s", story_report(found), out)
-
-
 def _show(title: str, results: dict[str, float], out: Path | None) -> None:
     print(title)
     for name, value in results.items():
@@ -99,4 +65,4 @@ def _show(title: str, results: dict[str, float], out: Path | None) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        tyro.extras.subcommand_cli_from_dict({"codec": codec, "stories": stories})
+        tyro.extras.subcommand_cli_from_dict({"codec": codec})

@@ -256,7 +256,7 @@ def concept_report(
         raise ValueError("mutual information is that of decoded sentences: log_prob needs decode=True")
     documents, counts = _read(store, limit, max_sentences)
     vectors = [torch.from_numpy(np.array(v, dtype=np.float32)).to(sonar.device) for v, _ in documents]
-    predicted_ND = torch.cat([p for part in _parts(vectors, batch) for p in _predictions(model, part)])
+    predicted_ND = torch.cat([p for part in _parts(vectors, batch) for p in predictions(model, part)])
     pool_MD = torch.cat(vectors)
     lengths = [len(v) for v in vectors]
     document_M = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(pool_MD.device)
@@ -316,11 +316,15 @@ def _parts(vectors: list[Tensor], size: int) -> list[list[Tensor]]:
     return [vectors[i : i + size] for i in range(0, len(vectors), size)]
 
 
-def _predictions(model: ConceptModel, vectors: list[Tensor]) -> list[Tensor]:
-    """For each document of S sentences the S - 1 predictions of all but the first; those that are over read zeros."""
+def predictions(model: ConceptModel, vectors: list[Tensor], context: Any = None) -> list[Tensor]:
+    """For each document of S vectors (S, D) the S - 1 predictions of all but the first, each from the true ones before it.
+
+    `context` is an empty one of the model's, by default a plain one. Documents that are over read zeros.
+    """
     steps = max(map(len, vectors)) - 1
     padded_BSD = torch.nn.utils.rnn.pad_sequence(vectors, batch_first=True)
-    context, one_B = model.start(len(vectors), steps), torch.ones(len(vectors), dtype=torch.long)
+    context = model.start(len(vectors), steps) if context is None else context
+    one_B = torch.ones(len(vectors), dtype=torch.long)
     told_BSD = torch.stack([model.advance(padded_BSD[:, s : s + 1], context, one_B) for s in range(steps)], 1)
     return [told_SD[: len(v) - 1] for told_SD, v in zip(told_BSD, vectors)]
 

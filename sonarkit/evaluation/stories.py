@@ -18,14 +18,7 @@ def story_report(stories: Sequence[Story]) -> dict[str, float]:
     if not stories:
         raise ValueError("story_report() needs at least one story")
     stops = Counter(story.stopped_by for story in stories)
-    repeated = told = 0
-    for story in stories:
-        said = story.continuation + ([story.steps[-1].sentence] if story.stopped_by == "loop" and story.steps else [])
-        earlier = set(story.sentences[: story.prompt_sentences])
-        for sentence in said:
-            repeated += sentence in earlier
-            earlier.add(sentence)
-        told += len(said)
+    repeated, told = (sum(counts) for counts in zip(*map(repeats, stories)))
     return {
         "stopped_end": stops["end"] / len(stories),
         "stopped_loop": stops["loop"] / len(stories),
@@ -33,3 +26,13 @@ def story_report(stories: Sequence[Story]) -> dict[str, float]:
         "repeated_sentences": repeated / max(1, told),
         "sentences_per_story": told / len(stories),
     }
+
+
+def repeats(story: Story) -> tuple[int, int]:
+    """How many of a story's told sentences stood in it before, and how many were told; see `story_report`."""
+    said = story.continuation + ([story.steps[-1].sentence] if story.stopped_by == "loop" and story.steps else [])
+    earlier, repeated = set(story.sentences[: story.prompt_sentences]), 0
+    for sentence in said:
+        repeated += sentence in earlier
+        earlier.add(sentence)
+    return repeated, len(said)

@@ -57,14 +57,14 @@ def test_the_help_teaches_by_example(sonarkit) -> None:
 def test_the_examples_in_the_help_are_understood() -> None:
     lines = [line.strip() for line in cli.EXAMPLES.splitlines() if line.startswith("  ")]
     commands = {name: getattr(cli, name) for name in ("story", "encode", "decode", "translate", "convert", "lab")}
-    commands["evaluate"] = cli.evaluate_codec
+    commands |= {f"evaluate {what}": command for what, command in cli.EVALUATIONS.items()}
     for command in commands.values():
         lines += [line.strip() for line in inspect.getdoc(command).splitlines() if line.startswith("  sonarkit")]
     for line in lines:
         for part in (p.strip() for p in line.split("|") if "sonarkit" in p):
             name, *arguments = shlex.split(part.split(" <")[0])[1:]
             if name == "evaluate":
-                assert arguments.pop(0) == "codec", part
+                name = f"evaluate {arguments.pop(0)}"
             with pytest.raises(SystemExit) as ending:  # --help last: everything before it was parsed
                 cli._run(commands[name], name, [*arguments, "--help"])
             assert ending.value.code == 0, part
