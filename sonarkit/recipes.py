@@ -550,7 +550,7 @@ def _shared(size: str, family: str) -> dict[str, Any]:
 
 
 def speech_mini() -> SpeechRun:
-    """The shipped speech encoder: 4.1M parameters, StoryWorld by espeak-ng, two CPU cores."""
+    """The small speech encoder: 4.1M parameters, StoryWorld by espeak-ng, two CPU cores."""
     optimizer = OptimizerConfig(lr=1e-3, weight_decay=0.01, warmup_steps=300)
     return SpeechRun(
         TrainConfig(

@@ -491,11 +491,13 @@ def train_speech(run: SpeechRun, world: World) -> Evaluation:
         raise ValueError(f"the sets to be judged on need different names, got {', '.join(one.name for one in valid)}")
     learnt = [_targets(one, sonar, world) for one in sets]
     judged = {one.name: (one.utterances, _targets(one, sonar, world)) for one in valid}
+    targets = Targets(torch.cat([one.vectors for one in learnt]), learnt[0].codec)
+    del sonar  # 6 GB of Meta's
     torch.manual_seed(run.train.seed)
     task = SpeechTask(
-        _speech_encoder(run, sonar.config.width),
+        _speech_encoder(run, targets.vectors.shape[1]),
         [utterance for one in sets for utterance in one.utterances],
-        Targets(torch.cat([targets.vectors for targets in learnt]), sonar.fingerprint()),
+        targets,
         seconds_per_step=run.seconds_per_step,
         micro_seconds=run.micro_seconds,
         seed=run.train.seed,
