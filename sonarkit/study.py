@@ -202,8 +202,9 @@ class ModelStudy:
     """What `families` and `scaling` have in common.
 
     Every model learns from `stories` training stories of StoryWorld, encoded by `codec`, `documents_per_step` a step, in the
-    order of its seed; its loss is that of the first `valid_stories` of the validation set. `jobs` models are trained at once, with `threads` threads each. A study goes on where it was
-    stopped, in the same `out` with the same options; `families`, seeds and `jobs` may change.
+    order of its seed; its loss is that of the first `valid_stories` of the validation set. `jobs` models are trained at
+    once, with `threads` threads each. A study goes on where it was stopped, in the same `out` with the same options;
+    `families`, seeds and `jobs` may change.
     """
 
     out: Path
