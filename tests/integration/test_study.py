@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from sonarkit import study
+from sonarkit.evaluation.scaling import fit_scaling
+from sonarkit.models.backbone import BackboneConfig
 
 SHARED = ["--stories", 12, "--valid-stories", 4, "--documents-per-step", 4, "--jobs", 1]
 SHAPE = ["--hidden", 32, "--ffn", 48, "--layers", 2, "--heads", 2, "--head-dim", 16]
@@ -73,25 +75,30 @@ def test_seeds_are_kept_apart_and_pooled(of_study: Callable[..., str], tmp_path:
     assert one != two and rows["intervals"]["mse-lcm"]["bits_per_byte"]["value"] == pytest.approx((one + two) / 2)
 
 
-def test_losses_of_several_sizes_are_fitted(
-    of_study: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sonarkit.models.backbone import BackboneConfig
-
-    sizes = {name: BackboneConfig(8 * n, 8 * n, 1, 2, 4 * n) for n, name in enumerate(study.SIZES, 1)}
-    monkeypatch.setattr(study, "SIZES", sizes)
-    options = ["--steps", 2, "--seeds", 2, "--limit", 4, "--families", "sonar-llm", "token-llm"]
+def test_several_sizes_are_measured(of_study: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "SIZES", {name: BackboneConfig(8 * n, 8 * n, 1, 2, 4 * n) for n, name in enumerate("XS", 1)})
+    options = ["--steps", 2, "--seeds", 2, "--limit", 4, "--families", "sonar-llm", "token-llm", "--sizes", "X", "S"]
     text = of_study("scaling", "--out", tmp_path, *options)
     rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
-    assert len(rows["points"]) == 4 * (2 + 1) and set(rows["fits"]) == {"loss", "bits_per_byte"}
-    token = [point for point in rows["points"] if point["family"] == "token-llm"]
-    assert [point["parameters"] for point in token] == sorted(point["parameters"] for point in token)
-    assert all(point["embedding_parameters"] > 0 and point["unit"] == "nats_per_token" for point in token)
+    assert len(rows["points"]) == 2 * (2 + 1) and set(rows["fits"]) == {"loss", "bits_per_byte"}
+    small, large = (point for point in rows["points"] if point["family"] == "token-llm")
+    assert small["parameters"] < large["parameters"] and small["unit"] == "nats_per_token"
+    assert 0 < small["embedding_parameters"] < large["embedding_parameters"]
+    assert all(point["bits_per_byte"] > 1 for point in rows["points"])  # they know nothing yet
     for of_unit in rows["fits"].values():
-        assert len(of_unit["sonar-llm"]["sizes"]) == 8 and len(of_unit["token-llm"]["losses"]) == 4
-    lines = text.splitlines()
-    assert sum(line.startswith("| sonar-llm | ") for line in lines) == 4 + 2 and "± " in text
+        assert len(of_unit["sonar-llm"]["sizes"]) == 4 and "at least 4 different sizes" in of_unit["token-llm"]["problem"]
+    assert sum(line.startswith("| sonar-llm | ") for line in text.splitlines()) == 2 + 2 and " ± " in text
     assert of_study("scaling", "--out", tmp_path, *options).strip() == (tmp_path / "table.md").read_text("utf-8").strip()
+
+
+def test_laws_are_told_with_their_intervals() -> None:
+    sizes = [1e5, 3e5, 1e6, 3e6, 1e7]
+    losses = [50 * size**-0.4 + 0.5 for size in sizes]
+    losses[0] *= 1.01
+    fits = {"one": fit_scaling(sizes, losses, resamples=50), "two": fit_scaling(sizes, losses[::-1])}
+    lines = study.scaling_laws("loss", fits, [{"family": name, "unit": "nats"} for name in fits]).splitlines()
+    assert lines[2].startswith("| one | nats | ") and str(fits["one"].intervals["alpha"]) in lines[2]
+    assert "no law: the losses do not fall" in lines[3]
 
 
 def test_what_does_not_fit_is_refused(refused: Callable[..., None], codec: Path, tmp_path: Path) -> None:
