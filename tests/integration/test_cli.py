@@ -22,7 +22,7 @@ from sonarkit import cli
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.distributed import World
 from sonarkit.encode import encode_into
-from sonarkit.evaluation.llm_judge import JudgeConfig, Told, Verdict, verdict_key
+from sonarkit.evaluation.llm_judge import CRITERIA, JudgeConfig, Told, Verdict, verdict_key
 from sonarkit.models.backbone import BackboneConfig
 from sonarkit.models.token_llm import CodecTokens, TokenLLM
 
@@ -255,24 +255,22 @@ def test_models_of_two_families_in_one_table(sonarkit, llm: Path, token_llm: Pat
     again = sonarkit(*options, "--json")
     assert json.loads(again.stdout) == told  # the same numbers, and no other line
 
+    told["models"][0]["stories"] = [{"prompt": "A fox.", "told": ["It ran.", "It slept."]}, {"prompt": "A fox.", "told": []}]
+    out.write_text(json.dumps(told))
     verdicts = tmp_path / "verdicts.jsonl"
-    config = JudgeConfig("http://127.0.0.1:9/v1", "judge-1", "")
-    scores = {"grammar": 3.0, "creativity": 4.0, "consistency": 5.0, "plot": 6.0}
-    rows = [
-        Verdict(verdict_key(Told(story["prompt"], " ".join(story["told"])), config), scores)
-        for one in told["models"]
-        for story in one["stories"]
+    config = JudgeConfig("http://127.0.0.1:9/v1", "judge-1", "")  # nobody listens there: all verdicts are found
+    verdict = Verdict(verdict_key(Told("A fox.", "It ran. It slept."), config), dict.fromkeys(CRITERIA, 6.0))
+    others = [
+        Verdict(verdict_key(Told(story["prompt"], " ".join(story["told"])), config), dict.fromkeys(CRITERIA, 4.0))
+        for story in told["models"][1]["stories"]
     ]
-    verdicts.write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows))
+    verdicts.write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in [verdict, *others]))
     asked = ("--endpoint", config.base_url, "--judge", "judge-1", "--key-variable", "", "--verdicts", verdicts)
     judged = sonarkit("evaluate", "judge", out, *asked)
-    assert judged.returncode == 0 and judged.stdout.startswith(f"{llm}\njudge judge-1: ") and str(token_llm) in judged.stdout
+    assert judged.returncode == 0 and judged.stdout.startswith(f"{llm}\njudge judge-1: 1 of 2 stories judged")
     report = json.loads(sonarkit("evaluate", "judge", out, *asked, "--json").stdout)
-    assert report[str(token_llm)]["judged"] == 2 and report[str(token_llm)]["scores"]["plot"]["value"] == 6
-    spoken = sum(any(story["told"]) for story in told["models"][0]["stories"])
-    assert report[str(llm)]["judged"] == spoken and report[str(llm)]["failures"] == (
-        {"empty story": 2 - spoken} if spoken < 2 else {}
-    )
+    assert list(report) == [str(llm), str(token_llm)] and report[str(llm)]["failures"] == {"empty story": 1}
+    assert report[str(llm)]["scores"]["plot"]["value"] == 6
 
 
 def test_concepts_and_summaries_of_a_model(sonarkit, llm: Path, token_llm: Path, codec: Path, tmp_path: Path) -> None:
