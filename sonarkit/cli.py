@@ -662,8 +662,68 @@ def evaluate_summaries(
     print(f"{model} on {on}, beam {beam}\n{report.table(on if on in PAPER else None)}")
 
 
+def evaluate_speech(
+    model: Annotated[str, tyro.conf.Positional] = "mini",
+    /,
+    on: str = "synthetic:200",
+    speech: str = "mini",
+    translations: tuple[str, ...] = (),
+    into: tuple[str, ...] = (),
+    beam_size: int = 5,
+    synthetic: Path = Path("stores/speech"),
+    device: str = "cpu",
+    out: Path | None = None,
+) -> None:
+    """Measure a speech encoder: transcription, zero-shot translation, and the search for its sentences among texts.
+
+    examples:
+      sonarkit evaluate speech mini --on synthetic:200@test-unheard
+      sonarkit evaluate speech mini --speech runs/speech/final --on speech.tsv --out speech.json
+      sonarkit evaluate speech sonar --speech fr --on fleurs/data/fr_fr@test --translations flores200_dataset@dev --into en
+
+    Args:
+        model: "mini", "sonar", "sonar-finetuned" or the folder of a codec.
+        on: synthetic:COUNT of StoryWorld by espeak-ng, :COUNT@valid or @test-unheard; a manifest; FOLDER@SPLIT of Common Voice
+            or FLEURS.
+        speech: "mini" or the folder of a speech encoder, or a language beside Meta's weights.
+        translations: Sets of aligned rows, as --on of sonarkit evaluate codec, in which utterances are found by their text;
+            synthetic speech has its own.
+        into: Only these languages beside the spoken ones; else all that there are translations in.
+        beam_size: Beams when decoding; 1 is greedy.
+        synthetic: Where synthetic speech is kept, and made if it is not there.
+        device: Where to compute: cpu, cuda.
+        out: Also write all numbers there as JSON.
+    """
+    from sonarkit.evaluation.sets import rows_of
+    from sonarkit.evaluation.speech import evaluate_speech, speech_set, table_of, translations_of
+
+    terminal = sys.stderr.isatty()
+    opened = speech_set(on, "test", synthetic, progress=terminal)  # no model is loaded for want of a sound
+    rows = opened.translations
+    if translations:
+        wanted = [*{u.language for u in opened.utterances}, *into] if into else []
+        rows = translations_of(opened.utterances, [row for spec in translations for row in rows_of(spec, wanted)])
+    from sonarkit.codec.pipeline import Sonar
+
+    report = evaluate_speech(
+        Sonar.from_pretrained(model, device, speech=speech),
+        opened.utterances,
+        rows,
+        into=into,
+        beam_size=beam_size,
+        tell=lambda what: print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True) if terminal else None,
+    )
+    if terminal:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    many = f"{report['utterances']} utterances of {on}"
+    print(f"{model} ({report['fingerprint']}) with {speech} on {many}, beam {beam_size}, {report['seconds']:.0f} s")
+    print(table_of(report))
+    _write_json(out, {"on": on, **report})
+
+
 EVALUATIONS: dict[str, Callable[..., None]] = {
     "codec": evaluate_codec,
+    "speech": evaluate_speech,
     "stories": evaluate_stories,
     "judge": evaluate_judge,
     "concepts": evaluate_concepts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,12 +11,14 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from sonarkit.codec.config import CodecConfig, PoolerConfig, Pooling, codec_config
 from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig
+from sonarkit.codec.speech import BodyConfig, SpeechConfig
 from sonarkit.models.backbone import BackboneConfig
 from sonarkit.models.diffusion_lcm import NoiseSchedule
 from sonarkit.training.codec_task import Balance
 from sonarkit.training.concept_task import ConceptDataConfig
 from sonarkit.training.loop import TrainConfig
 from sonarkit.training.optimizer import OptimizerConfig
+from sonarkit.training.speech_task import AugmentConfig
 
 STORYWORLD_LANGUAGES = ("eng_Latn", "fra_Latn", "deu_Latn", "spa_Latn")
 
@@ -270,6 +272,60 @@ class TokenLLMRun(StoreRun):
     compile: bool = False
 
 
+@dataclass(frozen=True)
+class SpeechRun:
+    """Train a speech encoder towards the vectors that a frozen codec gives to the transcriptions.
+
+    `data` and `valid` are sets that `evaluation.speech.speech_set` opens: manifests, FOLDER@SPLIT of Common Voice or FLEURS, or
+    synthetic:COUNT, which espeak-ng speaks into the folder `synthetic` first. The codec's vectors are kept beside each
+    set's manifest, under the codec's fingerprint.
+
+    `init` is a speech encoder of the same shape to go on from, "mini" or a folder, or `w2v-bert:` and a w2v-BERT 2.0 of
+    Hugging Face's as the body; "" begins with random weights. Mean and max pooling keep the body's width, which must then be
+    the codec's; attention pooling has a pooler as wide as the codec's vectors. For `frozen_steps` only the pooler learns.
+    A step has about `seconds_per_step` of sound on all ranks together, a micro-batch at most `micro_seconds`, an
+    utterance at most `max_seconds`.
+    """
+
+    train: TrainConfig
+    body: BodyConfig
+    data: tuple[str, ...] = ("synthetic:12000",)
+    valid: tuple[str, ...] = ("synthetic:200", "synthetic:200@valid-unheard")
+    synthetic: Path = Path("stores/speech")
+    codec: str = "mini"
+    init: str = ""
+    pooling: Literal["mean", "max", "attention"] = "attention"
+    pooler_layers: int = 3
+    pooler_heads: int = 16
+    pooler_ffn: int = 4096
+    pooler_dropout: float = 0.1
+    frozen_steps: int = 0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    seconds_per_step: float = 60.0
+    micro_seconds: float = 30.0
+    max_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.data or not self.valid:
+            raise ValueError(
+                f"expected at least one set to learn from and one to be judged on: data {self.data}, valid {self.valid}"
+            )
+        if self.init.startswith("w2v-bert:") and self.body.kind != "w2v-bert":
+            raise ValueError(f"init {self.init} needs a body of the kind w2v-bert, got {self.body.kind}; take --size 600M")
+
+    def speech_config(self, width: int) -> SpeechConfig:
+        """The shape of an encoder into vectors of that width. ValueError where mean or max pooling cannot give it."""
+        if self.pooling == "attention":
+            pooler = PoolerConfig(width, self.pooler_layers, self.pooler_heads, self.pooler_ffn, dropout=self.pooler_dropout)
+            return SpeechConfig(width, self.body, "attention", pooler, self.max_seconds)
+        if self.body.width != width:
+            raise ValueError(
+                f"{self.pooling} pooling gives vectors as wide as the body, {self.body.width}, but the codec's are {width}: "
+                f"add --width {width}, or pool by attention"
+            )
+        return SpeechConfig(width, self.body, self.pooling, None, self.max_seconds)
+
+
 def steps_of(epochs: float, documents: int, documents_per_step: int) -> int:
     """The steps that come nearest to `epochs` passes over that many documents, at least one."""
     return max(1, round(epochs * documents / documents_per_step))
@@ -493,16 +549,70 @@ def _shared(size: str, family: str) -> dict[str, Any]:
     return {**{one.name: getattr(run, one.name) for one in fields(StoreRun)}, "train": train}
 
 
-Family = Literal["codec", "sonar-llm", "mse-lcm", "diffusion-lcm", "token-llm"]
+def speech_mini() -> SpeechRun:
+    """The shipped speech encoder: 4.1M parameters, StoryWorld by espeak-ng, two CPU cores."""
+    optimizer = OptimizerConfig(lr=1e-3, weight_decay=0.01, warmup_steps=300)
+    return SpeechRun(
+        TrainConfig(
+            Path("runs/speech-mini"),
+            steps=4000,
+            precision="auto",
+            log_every=50,
+            eval_every=500,
+            save_every=500,
+            optimizer=optimizer,
+        ),
+        BodyConfig(192, 4, 4, 576, dropout=0.1, kernel=15, subsampling="convolution"),
+        pooler_layers=1,
+        pooler_heads=4,
+        pooler_ffn=512,
+        augment=AugmentConfig(time_frames=25, mels=12),
+    )
+
+
+def speech_600m() -> SpeechRun:
+    """SONAR's speech encoder as published (arXiv 2308.11466, section 3.2): w2v-BERT 2.0 with an attention pooler of three layers.
+
+    16 kHz, MSE to the vector of the transcription, a language or several at a time. The paper gives no schedule: steps, batch,
+    rate, the steps in which the pooler learns alone and augmentation are ours, and were not run. The published encoders of
+    languages other than English have six layers (`--pooler-layers 6`).
+    """
+    optimizer = OptimizerConfig(lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01, warmup_steps=2000)
+    return SpeechRun(
+        TrainConfig(
+            Path("runs/speech-600M"),
+            steps=50_000,
+            precision="auto",
+            log_every=20,
+            eval_every=2000,
+            save_every=500,
+            optimizer=optimizer,
+        ),
+        BodyConfig(kind="w2v-bert"),
+        data=("fleurs/data/fr_fr@train",),
+        valid=("fleurs/data/fr_fr@dev",),
+        codec="sonar",
+        init="w2v-bert:facebook/w2v-bert-2.0",
+        frozen_steps=2000,
+        seconds_per_step=3200.0,
+        micro_seconds=200.0,
+        max_seconds=60.0,
+    )
+
+
+SPEECH_RECIPES = {"mini": speech_mini, "600M": speech_600m}
+
+Family = Literal["codec", "sonar-llm", "mse-lcm", "diffusion-lcm", "token-llm", "speech"]
+BY_NAME: dict[str, Mapping[str, Callable[[], CodecRun | SpeechRun]]] = {"codec": CODEC_RECIPES, "speech": SPEECH_RECIPES}
 FAMILIES = {"sonar-llm": sonar_llm, "mse-lcm": mse_lcm, "diffusion-lcm": diffusion_lcm, "token-llm": token_llm}
 
 
-def recipe(family: str, size: str) -> CodecRun | StoreRun:
+def recipe(family: str, size: str) -> CodecRun | StoreRun | SpeechRun:
     """The run that `train.py FAMILY --size SIZE` starts from. ValueError names the families and sizes there are."""
-    if family == "codec":
-        if size not in CODEC_RECIPES:
-            raise ValueError(f"unknown size {size!r}; the sizes are {', '.join(CODEC_RECIPES)}")
-        return CODEC_RECIPES[size]()
+    if family in BY_NAME:
+        if size not in BY_NAME[family]:
+            raise ValueError(f"unknown size {size!r}; the sizes are {', '.join(BY_NAME[family])}")
+        return BY_NAME[family][size]()
     if family not in FAMILIES:
-        raise ValueError(f"unknown model family {family!r}; the families are codec, {', '.join(FAMILIES)}")
+        raise ValueError(f"unknown model family {family!r}; the families are codec, {', '.join(FAMILIES)}, speech")
     return sonar_llm_summarization() if (family, size) == ("sonar-llm", "1.3B-summarization") else FAMILIES[family](size)

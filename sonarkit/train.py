@@ -5,8 +5,8 @@
 
     python sonarkit/train.py sonar-llm --size 900M --plan --gpus 1 8 --gpu H100
 
-FAMILY is codec, sonar-llm, mse-lcm, diffusion-lcm or token-llm; --size names the recipe, every field of which is an option
-(--help lists them). A run that was stopped goes on when the same command is given again.
+FAMILY is codec, sonar-llm, mse-lcm, diffusion-lcm, token-llm or speech; --size names the recipe, every field of which is an
+option (--help lists them). A run that was stopped goes on when the same command is given again.
 With --plan nothing is trained: parameters, memory a GPU,
 FLOPs and days are printed instead, for a store that may not be there yet (TinyStories' size is taken for it); --gpus, --gpu
 (A100, H100, H200, B200 or cpu), --gpu-memory-gb and --mfu say on what, --mean-pieces how long a codec's sentences are.
@@ -36,17 +36,19 @@ from sonarkit.codec.extend import extended  # noqa: E402
 from sonarkit.codec.objectives import DecoderObjective  # noqa: E402
 from sonarkit.codec.pipeline import SHIPPED, Sonar  # noqa: E402
 from sonarkit.codec.published import PUBLISHED  # noqa: E402
+from sonarkit.codec.speech import SpeechEncoder  # noqa: E402
 from sonarkit.core import config as configs  # noqa: E402
 from sonarkit.core.distributed import World, barrier, print0, start, stop  # noqa: E402
 from sonarkit.core.errors import user_errors  # noqa: E402
 from sonarkit.evaluation.codec import codec_report, space_alarms, space_report  # noqa: E402
+from sonarkit.evaluation.speech import SpeechSet, Split, speech_set  # noqa: E402
 from sonarkit.evaluation.stories import story_report  # noqa: E402
 from sonarkit.models.concept_model import ConceptModule  # noqa: E402
 from sonarkit.models.diffusion_lcm import DiffusionLCM, DiffusionLCMConfig, towers  # noqa: E402
 from sonarkit.models.mse_lcm import MseLCM, MseLCMConfig  # noqa: E402
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig  # noqa: E402
 from sonarkit.models.token_llm import CodecTokens, HuggingFaceTokens, SentencePieceTokens, TokenLLM, Tokens  # noqa: E402
-from sonarkit.recipes import CodecRun, DiffusionLCMRun, MseLCMRun, SonarLLMRun, StoreRun, TokenLLMRun  # noqa: E402
+from sonarkit.recipes import CodecRun, DiffusionLCMRun, MseLCMRun, SonarLLMRun, SpeechRun, StoreRun, TokenLLMRun  # noqa: E402
 from sonarkit.store.normalizer import Normalizer  # noqa: E402
 from sonarkit.store.reader import Store  # noqa: E402
 from sonarkit.text import storyworld  # noqa: E402
@@ -58,6 +60,7 @@ from sonarkit.training.codec_task import CodecTask, Source  # noqa: E402
 from sonarkit.training.concept_task import ConceptTask  # noqa: E402
 from sonarkit.training.loop import Evaluation, TrainConfig, train  # noqa: E402
 from sonarkit.training.plan import TINY_STORIES, CorpusSize, codec_shape, plan  # noqa: E402
+from sonarkit.training.speech_task import SpeechTask, Targets, judge, teacher_vectors, vectors_beside  # noqa: E402
 from sonarkit.training.token_task import TokenLossOptions, TokenTask  # noqa: E402
 
 Model = TypeVar("Model", bound=ConceptModule)
@@ -77,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
             stop()
 
 
-def parse(arguments: list[str]) -> CodecRun | StoreRun:
+def parse(arguments: list[str]) -> CodecRun | StoreRun | SpeechRun:
     """FAMILY [--size SIZE] and overrides of the recipe's fields -> the run."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
@@ -214,7 +217,7 @@ class Teller(Protocol):
     def generate(self, prompt: list[str], lang: str = ..., **options: Any) -> Any: ...
 
 
-def train_run(run: CodecRun | StoreRun, world: World) -> Evaluation:
+def train_run(run: CodecRun | StoreRun | SpeechRun, world: World) -> Evaluation:
     """Train whatever the run is of."""
     match run:
         case CodecRun():
@@ -225,6 +228,8 @@ def train_run(run: CodecRun | StoreRun, world: World) -> Evaluation:
             return train_lcm(run, world)
         case TokenLLMRun():
             return train_token_llm(run, world)
+        case SpeechRun():
+            return train_speech(run, world)
     raise ValueError(f"no family is trained by a {type(run).__name__}")
 
 
@@ -475,6 +480,64 @@ def _tokenizer(run: CodecRun, texts: Sequence[str], world: World) -> Tokenizer:
         train_tokenizer(texts, run.pieces, run.languages).save(folder)
     barrier(world)
     return Tokenizer.load(folder)
+
+
+def train_speech(run: SpeechRun, world: World) -> Evaluation:
+    """Train a speech encoder; what is to be spoken is spoken first, and each transcription encoded once."""
+    sonar = Sonar.from_pretrained(run.codec, world.device)
+    sets = _speech_sets(run.data, "train", run, world)
+    valid = _speech_sets(run.valid, "valid", run, world)
+    if len({one.name for one in valid}) < len(valid):
+        raise ValueError(f"the sets to be judged on need different names, got {', '.join(one.name for one in valid)}")
+    learnt = [_targets(one, sonar, world) for one in sets]
+    judged = {one.name: (one.utterances, _targets(one, sonar, world)) for one in valid}
+    torch.manual_seed(run.train.seed)
+    task = SpeechTask(
+        _speech_encoder(run, sonar.config.width),
+        [utterance for one in sets for utterance in one.utterances],
+        Targets(torch.cat([targets.vectors for targets in learnt]), sonar.fingerprint()),
+        seconds_per_step=run.seconds_per_step,
+        micro_seconds=run.micro_seconds,
+        seed=run.train.seed,
+        evaluate=lambda encoder: judge(encoder, judged),
+        augment=run.augment,
+        frozen_steps=run.frozen_steps,
+    )
+    print0(
+        world,
+        f"{sum(p.numel() for p in task.model.parameters()) / 1e6:.1f}M parameters, {len(task.utterances)} utterances, "
+        f"{sum(task.milliseconds) / 3.6e6:.2f} hours of speech",
+    )
+    return train(task, run.train, world)
+
+
+def _speech_sets(specs: Sequence[str], split: Split, run: SpeechRun, world: World) -> list[SpeechSet]:
+    """The sets named, opened; synthetic speech is made by rank 0 where it is not there yet."""
+    progress = sys.stderr.isatty()
+    opened = [speech_set(spec, split, run.synthetic, progress=progress) for spec in specs] if world.rank == 0 else []
+    barrier(world)
+    return opened or [speech_set(spec, split, run.synthetic) for spec in specs]
+
+
+def _targets(opened: SpeechSet, sonar: Sonar, world: World) -> Targets:
+    """The codec's vectors of what is said, kept beside the manifest for each codec."""
+    file = vectors_beside(opened.manifest).with_suffix(f".{sonar.fingerprint()}.safetensors")
+    return teacher_vectors(file, opened.utterances, sonar, world=world)
+
+
+def _speech_encoder(run: SpeechRun, width: int) -> SpeechEncoder:
+    """What a run begins with: random weights, w2v-BERT under a fresh pooling, or a trained encoder of the same shape."""
+    config = run.speech_config(width)
+    if run.init and not run.init.startswith("w2v-bert:"):
+        found = SpeechEncoder.from_pretrained(run.init)
+        _same_shape(run.init, replace(found.config, codec=""), config)
+        return found.train()
+    encoder = SpeechEncoder(config)
+    if run.init:
+        pretrained = SpeechEncoder.from_w2v_bert(run.init.removeprefix("w2v-bert:"))
+        _same_shape(run.init, pretrained.config.body, replace(config.body, dropout=0.0))
+        encoder.body.load_state_dict(pretrained.body.state_dict(), assign=True)
+    return encoder
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import chain, permutations
+from heapq import nlargest
+from itertools import accumulate, chain, permutations
 from typing import Any, Generic, TypeVar
 
 from sonarkit.text.storyworld.grammar import CODES, Adjective, Entry, Event, Grammar, Phrase, Slot, load, slots
@@ -419,52 +420,67 @@ class Parser:
         """The templates that share most words, by the F-measure of the words' weights. Words of the lexicon that a template
         does not ask for count as fillers and do not weigh against it."""
         here = [word for word in dict.fromkeys(sentence) if word.isalpha()]
-        shared: dict[Template, float] = defaultdict(float)
-        for word in here:
-            for template in self.by_word.get(word, ()):
-                shared[template] += self.weights[word]
         strange = {
             word: self.weights.get(word, self.unknown_weight)
             for word in here
             if word not in self.known_words and word not in self.names
         }
+        shared: dict[Template, float] = defaultdict(float)
+        whole = sum(strange.values())
+        foreign: dict[Template, float] = defaultdict(lambda: whole)  # to within rounding: it chooses whom to score exactly
+        for word in here:
+            for template in self.by_word.get(word, ()):
+                shared[template] += self.weights[word]
+                foreign[template] -= strange.get(word, 0.0)
+        rough = [(2 * weight / (weight + foreign[template] + template.weight), template) for template, weight in shared.items()]
+        least = min(nlargest(CANDIDATES, (score for score, _ in rough)), default=0.0) - 1e-9
         scored = []
-        for template, weight in shared.items():
+        for template in (template for score, template in rough if score >= least):
             extra = sum(value for word, value in strange.items() if word not in template.literals)
-            scored.append((2 * weight / (weight + extra + template.weight), template))
+            scored.append((2 * shared[template] / (shared[template] + extra + template.weight), template))
         scored.sort(key=lambda pair: -pair[0])
         return scored[:CANDIDATES]
 
-    def _align(self, sentence: Words, template: Template) -> tuple[int, tuple[tuple[str, Said], ...]]:
-        """The least number of words to change, insert or leave out, and what the filled slots say. A slot filled by words that
-        are none of its fillers costs them all, and at least 1."""
+    def _align(self, sentence: Words, template: Template, most: float) -> tuple[int, tuple[tuple[str, Said], ...]] | None:
+        """The least number of words to change, insert or leave out, and what the filled slots say; None if it is above `most`.
+        A slot filled by words that are none of its fillers costs them all, and at least 1."""
         self._categories_now = self.categories[template.event.name]
-        pieces, n = template.pieces, len(sentence)
-        best: list[list[tuple[int, tuple]]] = [[(j, ()) for j in range(n + 1)]]
-        for piece in pieces:
-            row = [(cost + 1, said) for cost, said in best[-1]]  # the piece is missing
+        absent = _absent(sentence, template)
+        costs: list[int] = list(range(len(sentence) + 1))
+        told: list[tuple] = [()] * len(costs)
+        for piece, ahead in zip(template.pieces, absent[1:]):
+            before, said_before = costs, told
+            costs, told = [cost + 1 for cost in before], said_before.copy()  # the piece is missing
             if isinstance(piece, str):
-                for j in range(n):
-                    cost, said = best[-1][j]
-                    row[j + 1] = min(row[j + 1], (cost + (sentence[j] != piece), said), key=_cost)
+                for j, word in enumerate(sentence):
+                    cost = before[j] + (word != piece)
+                    if cost < costs[j + 1]:
+                        costs[j + 1], told[j + 1] = cost, said_before[j]
             else:
                 slot = piece[0]
-                for j in range(n):
-                    cost, said = best[-1][j]
-                    for found, price in self._fill_loosely(sentence, j, slot):
-                        row[found.end] = min(row[found.end], (cost + price, (said, found.said)), key=_cost)
-                    row[j + 1] = min(row[j + 1], (cost + 1, said), key=_cost)
+                for j, cost in enumerate(before[:-1]):
+                    if cost + ahead <= most:
+                        for found, price in self._fill_loosely(sentence, j, slot):
+                            if cost + price < costs[found.end]:
+                                costs[found.end], told[found.end] = cost + price, (said_before[j], found.said)
+                    if cost + 1 < costs[j + 1]:
+                        costs[j + 1], told[j + 1] = cost + 1, said_before[j]
                 if self.lang == "spa" and slot.kind == "subject":
-                    row = [min(one, before, key=_cost) for one, before in zip(row, best[-1])]
-            for j in range(n):
-                row[j + 1] = min(row[j + 1], (row[j][0] + 1, row[j][1]), key=_cost)  # a word too many
-            best.append(row)
-        cost, chain = best[-1][n]
-        told: list[tuple[str, Said]] = []
-        while chain:
-            chain, said = chain
-            told[:0] = said
-        return cost, tuple(told)
+                    for j, cost in enumerate(before):
+                        if cost < costs[j]:
+                            costs[j], told[j] = cost, said_before[j]
+            for j in range(len(sentence)):
+                if costs[j] + 1 < costs[j + 1]:  # a word too many
+                    costs[j + 1], told[j + 1] = costs[j] + 1, told[j]
+            if min(costs) + ahead > most:
+                return None
+        if costs[-1] > most:
+            return None
+        links, said = told[-1], list[tuple[str, Said]]()
+        while links:
+            links, last = links
+            said[:0] = last
+        return costs[-1], tuple(said)
 
     def _fill_loosely(self, sentence: Words, start: int, slot: Slot) -> Iterator[tuple[Found, int]]:
         for found in self._fill(sentence, start, slot):
@@ -479,23 +495,31 @@ class Parser:
                     yield found, 1
 
     def _near(self, sentence: Words) -> list[Reading]:
-        readings = []
+        """The readings with the most credit, then content. What cannot be among them is not aligned to its end, nor is what is
+        too far for credit, as its slots are filled from the bag of the sentence's words."""
         length = len(sentence)
-        for content, template in self._nearest(sentence):
-            cost, said = self._align(sentence, template)
+
+        def credit_of(cost: int, template: Template) -> float:
             credit = min(1 - cost / max(length, len(template.pieces)), _one_off(sentence))
-            credit = credit if credit >= NEAR else 0.0
-            if credit or content >= CONTENT:
-                readings.append(Reading(template.event, template.variant, said, credit, content))
-        readings = _best(readings)
-        if readings and not readings[0].credit:
-            readings = [
-                replace(one, said=said)
-                for one in readings
-                if one.content == max(r.content for r in readings)
-                for said in self._cast_of_bag(sentence, one)
-            ]
-        return readings[:MOST_READINGS]
+            return credit if credit >= NEAR else 0.0
+
+        nearest = list(enumerate(self._nearest(sentence)))
+        hopes = {i: credit_of(_absent(sentence, template)[0], template) for i, (_, template) in nearest}
+        best, readings = (0.0, CONTENT), dict[int, Reading]()
+        for i, (content, template) in sorted(nearest, key=lambda one: (-hopes[one[0]], one[0])):
+            if (hopes[i], content) < best:
+                continue
+            costs = range(max(length, len(template.pieces)), -1, -1)
+            credits = ((cost, credit_of(cost, template)) for cost in costs)
+            most = next((cost for cost, credit in credits if credit and (credit, content) >= best), -1)
+            cost, said = self._align(sentence, template, most) or (costs[0], ())
+            if ((credit := credit_of(cost, template)), content) >= best:
+                best = (credit, content)
+                readings[i] = Reading(template.event, template.variant, said, credit, content)
+        found = _best([readings[i] for i in sorted(readings)])
+        if found and not found[0].credit:
+            found = [replace(one, said=said) for one in found for said in self._cast_of_bag(sentence, one)]
+        return found[:MOST_READINGS]
 
     def _cast_of_bag(self, sentence: Words, reading: Reading) -> list[tuple[tuple[str, Said], ...]]:
         """Who and what a sentence names, given to the roles in every way that their categories allow: its order is lost."""
@@ -538,8 +562,11 @@ class Parser:
         return Unread(tuple(named), max((one.credit for one in readings), default=0.0))
 
 
-def _cost(cell: tuple[int, tuple]) -> int:
-    return cell[0]
+def _absent(sentence: Words, template: Template) -> list[int]:
+    """How many words of the pattern, from each of its pieces on, the sentence lacks: no alignment costs less."""
+    here = set(sentence)
+    counts = accumulate(isinstance(piece, str) and piece not in here for piece in reversed(template.pieces))
+    return [*reversed(list(counts)), 0]
 
 
 def _one_off(sentence: Sequence[str]) -> float:

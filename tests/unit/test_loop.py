@@ -65,6 +65,8 @@ class ToyBatches:
 class ToyTask:
     """Linear regression behind dropout, with noise from all three generators, so that every random state matters."""
 
+    loss_unit = "nats_per_token"
+
     def __init__(
         self, *, noise: float = 0.3, micro_rows: int = 4, seed: int = 5, pause: float = 0.0, unused: bool = True
     ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 from sonarkit.codec.config import PoolerConfig
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.codec.speech import BodyConfig, SpeechConfig, SpeechEncoder
-from sonarkit.core.distributed import World, start, stop
+from sonarkit.core.distributed import World
 from sonarkit.text.speech_data import Utterance, open_speech, write_manifest
 from sonarkit.training.loop import TrainConfig, train
 from sonarkit.training.metrics import read_metrics
@@ -200,17 +198,6 @@ def train_and_read(learns: SpeechTask, config: TrainConfig) -> list[tuple[int, f
     return [(row["step"], row["loss_mse"]) for row in read_metrics(config.out / "metrics.jsonl") if "loss_mse" in row]
 
 
-def test_two_ranks_are_one(tmp_path: Path) -> None:
-    """Whole on each rank (DDP) and in parts (FSDP2), while the body waits and after."""
-    train(task(speech(tmp_path), frozen_steps=1), settings(tmp_path / "one", 3), ALONE)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(tmp_path)]
-    subprocess.run(launch, check=True, capture_output=True, text=True, timeout=120)
-    one, *others = (SpeechEncoder.from_pretrained(tmp_path / name / "final").state_dict() for name in ("one", "ddp", "fsdp"))
-    for other in others:
-        for key in one:
-            torch.testing.assert_close(other[key], one[key], atol=2e-3, rtol=2e-3)  # saved in float16
-
-
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     utterances = speech(tmp_path)
     options: dict[str, Any] = {"seconds_per_step": 1, "micro_seconds": 2, "seed": 0, "evaluate": lambda _: {}}
@@ -223,12 +210,3 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pooling 'mean' has none"):
         encoder = SpeechEncoder(SpeechConfig(32, replace(CONFIG.body, width=32), "mean", None))
         task(utterances, frozen_steps=1, encoder=encoder)
-
-
-if __name__ == "__main__":  # a rank of test_two_ranks_are_one
-    torch.set_num_threads(1)
-    folder, world = Path(sys.argv[1]), start("cpu")
-    for parallel in ("ddp", "fsdp"):
-        learns = task(open_speech(folder / "speech.tsv"), frozen_steps=1)
-        train(learns, settings(folder / parallel, 3, parallel=parallel), world)
-    stop()

@@ -1,19 +1,14 @@
-"""Training the token-level baseline: the documents of the concept models, resumed to the same losses, 2 ranks as 1."""
+"""Training the token-level baseline: the documents of the concept models, resumed to the same losses."""
 
 from __future__ import annotations
 
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from torch.nn.utils import parameters_to_vector
 
 from sonarkit.codec.pipeline import Sonar
-from sonarkit.core import distributed
 from sonarkit.core.distributed import World
 from sonarkit.encode import encode_into
 from sonarkit.models.backbone import BackboneConfig
@@ -103,32 +98,3 @@ def test_the_evaluation_leaves_first_sentences_out_whatever_is_trained(store: Pa
     assert make_task(store).loss(batch).count > make_task(store, whole_text=False).loss(batch).count
     assert make_task(store).cost(batch)["sentences"] == sum(len(document.pieces) for document in batch)
     assert make_task(store).describe(batch) == [document.source for document in batch]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def work(rank: int, port: int, store: str, out: str) -> None:
-    """One rank's part of two runs; ranks begin with unlike weights."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    world = distributed.start("cpu")
-    for way in ("ddp", "fsdp"):
-        train(make_task(Path(store), seed=rank), replace(training(Path(out) / way, 2), parallel=way), world)
-    distributed.stop()
-
-
-def test_two_ranks_take_the_steps_of_one(store: Path, tmp_path: Path) -> None:
-    alone = train(make_task(store), training(tmp_path / "one", 2), ALONE)
-    mp.spawn(work, (free_port(), str(store), str(tmp_path)), nprocs=2)
-    for way in ("ddp", "fsdp"):
-        for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / way), strict=True):
-            assert two == pytest.approx(one, rel=1e-3)
-        models = [TokenLLM.from_pretrained(tmp_path / name / "final") for name in ("one", way)]
-        ours, theirs = (parameters_to_vector(model.parameters()) for model in models)
-        assert torch.allclose(ours, theirs, atol=2e-3)
-        (last,) = [record for record in read_metrics(tmp_path / way / "metrics.jsonl") if record["kind"] == "eval"]
-        assert last["loss_nats_per_token"] == pytest.approx(alone["loss_nats_per_token"], rel=1e-3)
