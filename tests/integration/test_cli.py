@@ -302,7 +302,7 @@ def test_concepts_and_summaries_of_a_model(sonarkit, llm: Path, token_llm: Path,
 
 
 def test_what_cannot_be_evaluated_is_told(sonarkit, llm: Path, codec: Path, tmp_path: Path) -> None:
-    assert_refused(sonarkit("evaluate"), "evaluate what? codec, stories, judge, concepts, summaries")
+    assert_refused(sonarkit("evaluate"), "evaluate what? codec, ", "stories, judge, concepts, summaries")
     assert_refused(
         sonarkit("evaluate", "stories", codec, "--count", 1), "weights of sonarkit-codec-1; expected those of sonar-llm"
     )

@@ -102,9 +102,12 @@ def test_laws_are_told_with_their_intervals() -> None:
 
 
 def test_what_does_not_fit_is_refused(refused: Callable[..., None], codec: Path, tmp_path: Path) -> None:
-    refused(study.main, ["families", "--families", "lcm"], "no family lcm; the families are sonar-llm, mse-lcm")
-    refused(study.main, ["scaling", "--sizes", "XXL"], "no size XXL; the sizes are XS, S, M, L")
-    refused(study.main, ["families", "--count", "0"], "steps and count must be at least 1")
+    with pytest.raises(ValueError, match="no family lcm; the families are sonar-llm, mse-lcm"):
+        study.Families(families=("lcm",))
+    with pytest.raises(ValueError, match="no size XXL; the sizes are XS, S, M, L"):
+        study.Scaling(sizes=("XXL",))
+    with pytest.raises(ValueError, match="steps and count must be at least 1"):
+        study.Families(count=0)
     options = ["families", "--out", tmp_path, "--codec", codec, *SHARED, *SHAPE, *JUDGED, "--families", "mse-lcm"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
