@@ -374,7 +374,7 @@ def judged_family(job: FamilyJob) -> tuple[str, dict[str, Any]]:
     def find() -> dict[str, Any]:
         model = load_model(trained(job.run))
         prompts = story_evaluation.prompts_for(job.on, job.count)
-        options = {"max_tokens": job.max_tokens} if job.family == "token-llm" else {}
+        options: dict[str, Any] = {"max_tokens": job.max_tokens} if job.family == "token-llm" else {}
         evaluation = evaluate_stories(model, prompts, job.family, max_sentences=job.max_sentences, **options)
         told = ", ".join(f"{name} {evaluation.scores[name].value:.2f}" for name in story_evaluation.COMPARED)
         print(f"{job.name}: {told}", flush=True)
