@@ -276,14 +276,15 @@ def trained(run: recipes.StoreRun) -> Path:
 
 
 def once(file: Path, settings: dict[str, Any], find: Callable[[], T]) -> T:
-    """What `find` gives, kept in `file`, with what it came from. ValueError where the file is of other settings."""
+    """What `find` gives, kept in `file`; the settings are noted beside it before. ValueError where others are noted there."""
+    noted = file.with_name("settings.json")
+    if noted.is_file() and (told := difference(json.loads(noted.read_text(encoding="utf-8")), settings)):
+        raise ValueError(f"{file.parent} is of another study ({'; '.join(told)}); choose another --out, or delete it")
     if not file.is_file():
-        text = json.dumps({"settings": settings, "found": find()}, ensure_ascii=False)
-        write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    if told := difference(kept["settings"], settings):
-        raise ValueError(f"{file} is of another study ({'; '.join(told)}); choose another --out, or delete {file.parent}")
-    return kept["found"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_json(noted, settings)
+        _write_json(file, find())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def spread(work: Callable[[Any], tuple[str, T]], jobs: Sequence[Any], at_once: int) -> dict[str, T]:
@@ -385,9 +386,14 @@ def judged_family(job: FamilyJob) -> tuple[str, dict[str, Any]]:
 
 def _keep(out: Path, text: str, rows: dict[str, Any]) -> str:
     """The study's tables and numbers in its folder."""
-    for name, content in (("table.md", text + "\n"), ("rows.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")):
-        write_atomically(out / name, lambda path, content=content: path.write_text(content, encoding="utf-8"))  # type: ignore[misc]
+    write_atomically(out / "table.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    _write_json(out / "rows.json", rows)
     return text
+
+
+def _write_json(file: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 # ---------------------------------------------------------------------- scaling

@@ -112,4 +112,5 @@ def test_what_does_not_fit_is_refused(refused: Callable[..., None], codec: Path,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study.main([str(word) for word in (*options, "--steps", 1)])
-    refused(study.main, [*options, "--steps", 2], "report.json is of another study (", "steps: 1 -> 2", "choose another --out")
+    (tmp_path / "mse-lcm-0" / "report.json").unlink()  # trained, and not yet judged
+    refused(study.main, [*options, "--steps", 2], "mse-lcm-0 is of another study (", "steps: 1 -> 2", "choose another --out")
