@@ -80,7 +80,9 @@ def test_a_folder_tells_its_family(family: str, sonar: Sonar, tmp_path: Path) ->
 
 
 def test_mini_is_the_shipped_sonar_llm_and_what_is_no_model_is_refused(sonar: Sonar, tmp_path: Path) -> None:
-    assert isinstance(load_model("mini"), SonarLLM)
+    assert isinstance(load_model("mini"), SonarLLM) and isinstance(load_model("mini-sonar-llm"), SonarLLM)
+    with pytest.raises(FileNotFoundError, match="no token-llm ships with sonarkit; name the folder of one that was trained"):
+        load_model("mini-token-llm")
     with pytest.raises(FileNotFoundError, match="expected mini, mini-FAMILY, or a folder"):
         load_model(tmp_path / "none")
     sonar.save_pretrained(tmp_path / "codec")
