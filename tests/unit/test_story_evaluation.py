@@ -79,8 +79,11 @@ def test_a_folder_tells_its_family(family: str, sonar: Sonar, tmp_path: Path) ->
     assert trained_parameters(loaded) == trained_parameters(saved)
 
 
-def test_mini_is_the_shipped_sonar_llm_and_what_is_no_model_is_refused(sonar: Sonar, tmp_path: Path) -> None:
+def test_mini_is_the_shipped_sonar_llm_and_what_is_no_model_is_refused(
+    sonar: Sonar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert isinstance(load_model("mini"), SonarLLM) and isinstance(load_model("mini-sonar-llm"), SonarLLM)
+    monkeypatch.setattr(TokenLLM, "shipped", {}, raising=False)
     with pytest.raises(FileNotFoundError, match="no token-llm ships with sonarkit; name the folder of one that was trained"):
         load_model("mini-token-llm")
     with pytest.raises(FileNotFoundError, match="expected mini, mini-FAMILY, or a folder"):
