@@ -47,7 +47,7 @@ from sonarkit.evaluation.objective_study import KEYS, METRICS  # noqa: E402
 from sonarkit.evaluation.report import evaluate_codec  # noqa: E402
 from sonarkit.evaluation.scaling import ScalingFit, fit_scaling  # noqa: E402
 from sonarkit.evaluation.sets import rows_of, spoken  # noqa: E402
-from sonarkit.evaluation.story_evaluation import StoryEvaluation  # noqa: E402
+from sonarkit.evaluation.story_evaluation import StoryEvaluation, evaluate_stories  # noqa: E402
 from sonarkit.models.backbone import BackboneConfig  # noqa: E402
 from sonarkit.models.family import load_model, trained_parameters  # noqa: E402
 from sonarkit.store.reader import Store  # noqa: E402
@@ -202,14 +202,16 @@ class ModelStudy:
     """What `families` and `scaling` have in common.
 
     Every model learns from `stories` training stories of StoryWorld, encoded by `codec`, `documents_per_step` a step, in the
-    order of its seed. `jobs` models are trained at once, with `threads` threads each. A study goes on where it was
-    stopped, in the same `out` with the same options; `families`, seeds and `jobs` may change.
+    order of its seed; its loss is that of the first `valid_stories` of the validation set. `jobs` models are trained at
+    once, with `threads` threads each. A study goes on where it was stopped, in the same `out` with the same options;
+    `families`, seeds and `jobs` may change.
     """
 
     out: Path
     codec: str = "mini"
     families: tuple[str, ...] = tuple(recipes.FAMILIES)
     stories: int = 20_000
+    valid_stories: int = 200
     documents_per_step: int = 32
     jobs: int = 2
     threads: int = 1
@@ -217,8 +219,8 @@ class ModelStudy:
     def __post_init__(self) -> None:
         if unknown := set(self.families) - set(recipes.FAMILIES):
             raise ValueError(f"no family {', '.join(sorted(unknown))}; the families are {', '.join(recipes.FAMILIES)}")
-        if min(self.stories, self.jobs, self.threads) < 1 or not self.families:
-            raise ValueError(f"families, stories, jobs and threads must be at least 1: {self}")
+        if min(self.stories, self.valid_stories, self.jobs, self.threads) < 1 or not self.families:
+            raise ValueError(f"families, stories, valid_stories, jobs and threads must be at least 1: {self}")
 
     @property
     def train(self) -> Path:
@@ -226,14 +228,17 @@ class ModelStudy:
 
     @property
     def valid(self) -> Path:
-        return self.out / "stores" / "valid"
+        return self.out / "stores" / f"valid-{self.valid_stories}"
 
 
 def make_stores(study: ModelStudy) -> None:
     """The stores to learn from and to be judged on, unless they are there."""
-    for corpus, folder in ((f"storyworld:{study.stories}", study.train), ("storyworld:valid", study.valid)):
+    for corpus, limit, folder in (
+        (f"storyworld:{study.stories}", None, study.train),
+        ("storyworld:valid", study.valid_stories, study.valid),
+    ):
         if not (folder / "manifest.json").is_file():
-            encode_into(corpus, folder, Sonar.from_pretrained(study.codec), start())
+            encode_into(corpus, folder, Sonar.from_pretrained(study.codec), start(), limit=limit)
 
 
 def model_run(study: ModelStudy, family: str, backbone: BackboneConfig, steps: int, seed: int, out: Path) -> recipes.StoreRun:
@@ -271,14 +276,15 @@ def trained(run: recipes.StoreRun) -> Path:
 
 
 def once(file: Path, settings: dict[str, Any], find: Callable[[], T]) -> T:
-    """What `find` gives, kept in `file`, with what it came from. ValueError where the file is of other settings."""
+    """What `find` gives, kept in `file`; the settings are noted beside it before. ValueError where others are noted there."""
+    noted = file.with_name("settings.json")
+    if noted.is_file() and (told := difference(json.loads(noted.read_text(encoding="utf-8")), settings)):
+        raise ValueError(f"{file.parent} is of another study ({'; '.join(told)}); choose another --out, or delete it")
     if not file.is_file():
-        text = json.dumps({"settings": settings, "found": find()}, ensure_ascii=False)
-        write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    if told := difference(kept["settings"], settings):
-        raise ValueError(f"{file} is of another study ({'; '.join(told)}); choose another --out, or delete {file.parent}")
-    return kept["found"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_json(noted, settings)
+        _write_json(file, find())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def spread(work: Callable[[Any], tuple[str, T]], jobs: Sequence[Any], at_once: int) -> dict[str, T]:
@@ -294,7 +300,8 @@ class Families(ModelStudy):
     """Every model has this `backbone` (a diffusion LCM: two towers of as many weights) and learns for `steps` steps.
 
     What they add to it is of similar size but for the token-level model's embedding, which the table counts apart. They
-    are judged on how they go on with `count` stories of `on`, which none of them has seen.
+    are judged on how they go on with `count` stories of `on`, which none of them has seen, for at most `max_sentences`
+    sentences, and a token-level model for at most `max_tokens` tokens.
     """
 
     out: Path = Path("runs/families")
@@ -303,6 +310,8 @@ class Families(ModelStudy):
     seeds: tuple[int, ...] = (0,)
     on: str = "storyworld:test"
     count: int = 100
+    max_sentences: int = 32
+    max_tokens: int = 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -317,6 +326,8 @@ class FamilyJob:
     run: recipes.StoreRun
     on: str
     count: int
+    max_sentences: int
+    max_tokens: int
 
 
 def families(study: Families) -> str:
@@ -329,6 +340,8 @@ def families(study: Families) -> str:
             model_run(study, family, study.backbone, study.steps, seed, study.out / f"{family}-{seed}"),
             study.on,
             study.count,
+            study.max_sentences,
+            study.max_tokens,
         )
         for seed in study.seeds
         for family in study.families
@@ -362,7 +375,8 @@ def judged_family(job: FamilyJob) -> tuple[str, dict[str, Any]]:
     def find() -> dict[str, Any]:
         model = load_model(trained(job.run))
         prompts = story_evaluation.prompts_for(job.on, job.count)
-        evaluation = story_evaluation.evaluate_stories(model, prompts, job.family)
+        options: dict[str, Any] = {"max_tokens": job.max_tokens} if job.family == "token-llm" else {}
+        evaluation = evaluate_stories(model, prompts, job.family, max_sentences=job.max_sentences, **options)
         told = ", ".join(f"{name} {evaluation.scores[name].value:.2f}" for name in story_evaluation.COMPARED)
         print(f"{job.name}: {told}", flush=True)
         return evaluation.to_dict()
@@ -372,9 +386,14 @@ def judged_family(job: FamilyJob) -> tuple[str, dict[str, Any]]:
 
 def _keep(out: Path, text: str, rows: dict[str, Any]) -> str:
     """The study's tables and numbers in its folder."""
-    for name, content in (("table.md", text + "\n"), ("rows.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")):
-        write_atomically(out / name, lambda path, content=content: path.write_text(content, encoding="utf-8"))  # type: ignore[misc]
+    write_atomically(out / "table.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    _write_json(out / "rows.json", rows)
     return text
+
+
+def _write_json(file: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 # ---------------------------------------------------------------------- scaling
@@ -393,8 +412,8 @@ SIZES = {
 class Scaling(ModelStudy):
     """Each family in these of `SIZES`, with `seeds` seeds for SONAR-LLM and `baseline_seeds` for the others.
 
-    Every model takes `steps` steps. Losses, each in its family's own unit, are those of the whole validation set; bits per
-    byte, which all have in common, of its first `limit` stories.
+    Every model takes `steps` steps. Losses, each in its family's own unit, are those of all validation stories; bits per byte,
+    which all have in common, of the first `limit` of them.
     """
 
     out: Path = Path("runs/scaling")

@@ -110,11 +110,12 @@ def prompts_for(on: str, count: int | None = None, lang: str = "eng_Latn") -> St
 
 
 def tell_stories(
-    model: Model, prompts: StoryPrompts, *, beam_size: int | None = None, max_sentences: int = 32, seed: int = 0
+    model: Model, prompts: StoryPrompts, *, beam_size: int | None = None, max_sentences: int = 32, seed: int = 0, **options: Any
 ) -> list[Story]:
     """How a model goes on. `beam_size` None leaves each family its own: 5 to decode a vector, 1 for a token-level model.
 
-    A diffusion LCM draws for each story from a seed of its own, from `seed` on, so that no story depends on its batch.
+    Further `options` go to `generate`. A diffusion LCM draws for each story from a seed of its own, from `seed` on, so that no
+    story depends on its batch.
     """
     # a blank line ends a sentence: cut again, they are the same
     texts = ["\n\n".join(beginning) for beginning in prompts.beginnings]
@@ -123,7 +124,8 @@ def tell_stories(
     for start in range(0, len(texts), BATCH):
         part = texts[start : start + BATCH]
         seeds: Any = range(seed + start, seed + start + len(part)) if isinstance(model, DiffusionLCM) else seed
-        stories += model.generate(part, prompts.lang, beam_size=beam_size, max_sentences=max_sentences, seed=seeds)
+        told = model.generate(part, prompts.lang, beam_size=beam_size, max_sentences=max_sentences, seed=seeds, **options)
+        stories += told
     return stories
 
 
@@ -142,12 +144,15 @@ def evaluate_stories(
     max_sentences: int = 32,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    **options: Any,
 ) -> StoryEvaluation:
     """Let a model go on from the prompts, and measure; see the module. `training` is for the judge's novelty (`judge_stories`).
 
+    `beam_size`, `max_sentences` and further options are those of `tell_stories`.
+
     Raises what `generate` and the judges raise: ValueError for a language that the judge or the model does not know.
     """
-    stories = tell_stories(model, prompts, beam_size=beam_size, max_sentences=max_sentences, seed=seed)
+    stories = tell_stories(model, prompts, beam_size=beam_size, max_sentences=max_sentences, seed=seed, **options)
     heads = [story.prompt_sentences for story in stories]
     judged = story_judge.judge_stories(
         [story.sentences for story in stories], prompts.lang, training=training, prompt_sentences=heads
@@ -176,6 +181,7 @@ def evaluate_stories(
             "beam_size": own_beam(model) if beam_size is None else beam_size,
             "max_sentences": max_sentences,
             "seed": seed,
+            "options": options,
             "novelty_against": len(training or ()),
             "versions": nlg.versions,
             "stopped_by": dict(Counter(story.stopped_by for story in stories).most_common()),

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sonarkit.evaluation.scaling import ScalingFit
+from sonarkit.evaluation.statistics import Interval
 from sonarkit.explore.geometry import Array, Fragility, as_matrix, as_vector, paired_cosines, participation_ratio
 
 # Okabe and Ito's palette without black and yellow, which vanish on one background or the other.
@@ -433,6 +435,86 @@ def loss_curves(
             )
     figure.update_layout(showlegend=True).update_xaxes(title=x, rangemode="tozero")
     return figure.update_yaxes(title=names[0].replace("_", " ") if len(names) == 1 else "", type="log" if log else "linear")
+
+
+def interval_figure(intervals: Mapping[str, Mapping[str, Interval]], title: str = "", axis: str = "score, 0 to 10") -> go.Figure:
+    """Models side by side: `intervals` has by model and metric what was measured; bars are its interval where it has one.
+
+    All metrics share one axis, so they should be of one unit. Read downwards: a row for each metric that any model has, the
+    models beside each other in it, in the order given. Raises ValueError where there is nothing to show.
+    """
+    metrics = list(dict.fromkeys(metric for of_model in intervals.values() for metric in of_model))
+    if not metrics:
+        raise ValueError(
+            f"expected at least one model with a metric, got { ({model: list(m) for model, m in intervals.items()}) }"
+        )
+    figure = _figure([], title, height=150 + (30 + 16 * len(intervals)) * len(metrics))
+    for i, (model, of_model) in enumerate(intervals.items()):
+        shift = 0.7 * ((i + 0.5) / len(intervals) - 0.5)
+        shown = [(place, metric, of_model[metric]) for place, metric in enumerate(metrics) if metric in of_model]
+        bounds = [(0.0, 0.0) if np.isnan(one.low) else (one.high - one.value, one.value - one.low) for _, _, one in shown]
+        figure.add_scatter(
+            x=[one.value for _, _, one in shown],
+            y=[place + shift for place, _, _ in shown],
+            mode="markers",
+            name=_escape(model),
+            error_x={
+                "type": "data",
+                "array": [up for up, _ in bounds],
+                "arrayminus": [down for _, down in bounds],
+                "thickness": 2,
+            },
+            text=[f"{_escape(metric)}: {_escape(str(one))}, {one.count} stories" for _, metric, one in shown],
+            marker={"size": 10} | _look(i),
+            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+        )
+    _label_axis(figure, "y", [metric.replace("_", " ") for metric in metrics])
+    return figure.update_layout(showlegend=True).update_xaxes(title=axis)
+
+
+def scaling_figure(
+    fits: Mapping[str, ScalingFit], up_to: float | None = None, title: str = "", unit: str = "bits per byte", points: int = 40
+) -> go.Figure:
+    """Losses against parameters, both logarithmic: what was measured, each law through it, and how sure the law is (a band).
+
+    Beyond the largest size measured, up to `up_to` parameters, a law is carried on, dashed. A family without a law shows its
+    points. `fits` should have losses of one unit. Raises ValueError where there is nothing to show.
+    """
+    if not fits:
+        raise ValueError("expected at least one fit, got none")
+    figure = _figure([], title, height=460)
+    for i, (name, fit) in enumerate(fits.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        law = f": exponent {fit.law.alpha:.2f}, limit {fit.law.b:.3g}" if fit.law else ": no law"
+        figure.add_scatter(
+            x=fit.sizes,
+            y=fit.losses,
+            mode="markers",
+            name=_escape(name) + law,
+            legendgroup=name,
+            marker={"size": 9} | _look(i),
+            hovertemplate="%{x:.3s} parameters: %{y:.4f}<extra>%{fullData.name}</extra>",
+        )
+        if fit.law is None:
+            continue
+        least, most = min(fit.sizes), max(fit.sizes)
+        parts = [("solid", least, most)] + ([("dash", most, up_to)] if up_to and up_to > most else [])
+        for dash, start, end in parts:
+            sizes = np.geomspace(start, end, points)
+            found = [fit.predict(size) for size in sizes]
+            shared = {"legendgroup": name, "showlegend": False, "mode": "lines", "hoverinfo": "skip"}
+            figure.add_scatter(
+                x=np.concatenate([sizes, sizes[::-1]]),
+                y=[one.high for one in found] + [one.low for one in found[::-1]],
+                fill="toself",
+                fillcolor=colour,
+                opacity=0.15,
+                line={"width": 0},
+                **shared,
+            )
+            figure.add_scatter(x=sizes, y=fit.law(sizes), line={"color": colour, "dash": dash, "width": 2}, **shared)
+    figure.update_layout(showlegend=True).update_xaxes(title="trained parameters", type="log")
+    return figure.update_yaxes(title=unit, type="log")
 
 
 # ---------------------------------------------------------------------- shared looks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import io
 import json
@@ -14,9 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from processes import PATIENCE, Finished, assert_refused, run, started
 
 from sonarkit import cli
+from sonarkit.codec.pipeline import Sonar
+from sonarkit.core.distributed import World
+from sonarkit.encode import encode_into
+from sonarkit.evaluation.llm_judge import CRITERIA, JudgeConfig, Told, Verdict, verdict_key
+from sonarkit.models.backbone import BackboneConfig
+from sonarkit.models.token_llm import CodecTokens, TokenLLM
 
 CLI = ["-m", "sonarkit.cli"]
 FOX = "Once upon a time there was a little fox named Mia."
@@ -218,6 +226,90 @@ def test_the_kernel_of_the_lab_is_the_python_that_has_sonarkit(tmp_path: Path, m
     with pytest.raises(SystemExit) as ending:
         cli.lab(tmp_path / "copy", no_browser=True)
     assert ending.value.code == 0 and (tmp_path / "answer").read_text() == f"{sys.executable}\n"
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+@pytest.fixture(scope="module")
+def token_llm(codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    backbone = BackboneConfig(hidden=16, ffn=16, layers=1, heads=1, head_dim=16)
+    folder = tmp_path_factory.mktemp("token-llm")
+    TokenLLM.new(backbone, CodecTokens(Sonar.from_pretrained(codec).tokenizer)).save_pretrained(folder)
+    return folder
+
+
+def test_models_of_two_families_in_one_table(sonarkit, llm: Path, token_llm: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stories.json"
+    options = ("evaluate", "stories", llm, token_llm, "--count", 2, "--max-sentences", 3, "--beam-size", 1)
+    found = sonarkit(*options, "--show", 1, "--out", out)
+    lines = [line for line in found.stdout.splitlines() if line.startswith("| ")]
+    assert found.returncode == 0 and [line.split(" | ")[0] for line in lines] == [
+        "| model", f"| {llm}", f"| {token_llm}", f"| less {llm}", f"| {token_llm}",
+    ]  # fmt: skip
+    assert found.stdout.count(" || ") == 2 and "2 stories of storyworld:test (eng_Latn) after 2 sentences" in found.stdout
+    told = json.loads(out.read_text())
+    assert [one["family"] for one in told["models"]] == ["sonar-llm", "token-llm"]
+    assert all(one["scores"]["bits_per_byte"]["value"] > 0 and len(one["stories"]) == 2 for one in told["models"])
+    again = sonarkit(*options, "--json")
+    assert json.loads(again.stdout) == told  # the same numbers, and no other line
+
+    told["models"][0]["stories"] = [{"prompt": "A fox.", "told": ["It ran.", "It slept."]}, {"prompt": "A fox.", "told": []}]
+    out.write_text(json.dumps(told))
+    verdicts = tmp_path / "verdicts.jsonl"
+    config = JudgeConfig("http://127.0.0.1:9/v1", "judge-1", "")  # nobody listens there: all verdicts are found
+    verdict = Verdict(verdict_key(Told("A fox.", "It ran. It slept."), config), dict.fromkeys(CRITERIA, 6.0))
+    others = [
+        Verdict(verdict_key(Told(story["prompt"], " ".join(story["told"])), config), dict.fromkeys(CRITERIA, 4.0))
+        for story in told["models"][1]["stories"]
+    ]
+    verdicts.write_text("".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in [verdict, *others]))
+    asked = ("--endpoint", config.base_url, "--judge", "judge-1", "--key-variable", "", "--verdicts", verdicts)
+    judged = sonarkit("evaluate", "judge", out, *asked)
+    assert judged.returncode == 0 and judged.stdout.startswith(f"{llm}\njudge judge-1: 1 of 2 stories judged")
+    report = json.loads(sonarkit("evaluate", "judge", out, *asked, "--json").stdout)
+    assert list(report) == [str(llm), str(token_llm)] and report[str(llm)]["failures"] == {"empty story": 1}
+    assert report[str(llm)]["scores"]["plot"]["value"] == 6
+
+
+def test_concepts_and_summaries_of_a_model(sonarkit, llm: Path, token_llm: Path, codec: Path, tmp_path: Path) -> None:
+    stories = tmp_path / "stories.txt"
+    stories.write_text("The fox ran home. Mia slept.\n\nTom found a map. It was old.\n\nA bear came. Mia ran.\n")
+    store = tmp_path / "store"
+    encode_into(str(stories), store, Sonar.from_pretrained(codec), World(0, 1, 0, torch.device("cpu")))
+    out = tmp_path / "concepts.json"
+    found = sonarkit("evaluate", "concepts", llm, "--store", store, "--beam-size", 1, "--out", out)
+    assert found.returncode == 0 and "mrr" in found.stdout and found.stdout.splitlines()[-1].startswith("bits per byte ")
+    told = json.loads(out.read_text())
+    assert told["counts"]["documents"] == 3 and told["bits_per_byte"]["count"] == 3
+    plain = json.loads(sonarkit("evaluate", "concepts", llm, "--store", store, "--no-decode", "--json").stdout)
+    assert "round_trip_l2" not in plain["scores"] and plain["scores"]["l2"] == told["scores"]["l2"]
+    assert_refused(
+        sonarkit("evaluate", "concepts", token_llm, "--store", store), "a token-level model, which predicts no vectors"
+    )
+    assert_refused(sonarkit("evaluate", "concepts", llm, "--store", tmp_path), "no embedding store")
+
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"document": "The fox ran home. Mia slept.", "summary": "A fox ran."}, {"document": " ", "summary": "Nothing."}]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("evaluate", "summaries", llm, "--on", pairs, "--summary-sentences", 2, "--beam-size", 1)
+    found = sonarkit(*options)
+    assert found.returncode == 0 and "lead_rouge_l" in found.stdout and "rows left out: 1 empty" in found.stderr
+    told = json.loads(sonarkit(*options, "--json").stdout)
+    assert told["dropped"] == {"empty": 1} and [one["source"] for one in told["summaries"]] == ["pairs.jsonl:1"]
+    assert_refused(sonarkit("evaluate", "summaries", llm, "--on", pairs, "--document", "text"), "no column 'text'")
+
+
+def test_what_cannot_be_evaluated_is_told(sonarkit, llm: Path, codec: Path, tmp_path: Path) -> None:
+    assert_refused(sonarkit("evaluate"), "evaluate what? codec, ", "stories, judge, concepts, summaries")
+    assert_refused(
+        sonarkit("evaluate", "stories", codec, "--count", 1), "weights of sonarkit-codec-1; expected those of sonar-llm"
+    )
+    assert_refused(sonarkit("evaluate", "stories", tmp_path / "no"), "no model at", "mini, mini-FAMILY, or a folder")
+    assert_refused(sonarkit("evaluate", "stories", llm, "--on", "tinystories"), "no set 'tinystories'")
+    assert_refused(sonarkit("evaluate", "stories", llm, "--lang", "ita_Latn"), "no stories in ita_Latn")
+    assert_refused(sonarkit("evaluate", "judge", tmp_path / "no.json", "--key-variable", ""), "no.json: No such file")
 
 
 # ---------------------------------------------------------------------- bad input

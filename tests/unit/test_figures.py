@@ -10,6 +10,8 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
+from sonarkit.evaluation.scaling import Law, fit_scaling
+from sonarkit.evaluation.statistics import Interval
 from sonarkit.explore import figures
 from sonarkit.explore.geometry import Fragility, interpolate, spectrum
 
@@ -28,6 +30,16 @@ RECORDS = [
     {"kind": "train", "step": 20, "seconds": 3.0, "loss_nats_per_token": None, "loss_mt": 3.0},  # every update skipped
     {"kind": "eval", "step": 20, "seconds": 4.0, "loss_nats_per_token": 4.5, "sample": "The fox."},
 ]
+INTERVALS = {
+    "sonar-llm": {"grammar": Interval(9.0, 8.5, 9.2, 100), "plot": Interval(7.0, float("nan"), float("nan"), 1)},
+    "token <b>": {"plot": Interval(8.0, 7.0, 9.5, 100)},
+}
+SIZES = [1e5, 3e5, 1e6, 3e6, 1e7]
+LAW = Law(50.0, 0.4, 0.5)
+FITS = {
+    "one": fit_scaling(SIZES, list(LAW(SIZES) * np.array([1.002, 0.999, 1.0, 1.001, 0.998])), resamples=30),
+    "few": fit_scaling(SIZES[:2], [2.0, 1.0]),
+}
 POINTS = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0], [3.0, -1.0]])
 
 
@@ -49,6 +61,8 @@ def all_figures() -> dict[str, go.Figure]:
         "pairs": figures.predicted_and_true(POINTS, POINTS + 1, SENTENCES, SENTENCES),
         "attention": figures.attention(torch.full((2, 3, 4, 4), 0.25), SENTENCES),
         "losses": figures.loss_curves({"one": RECORDS}),
+        "intervals": figures.interval_figure(INTERVALS),
+        "scaling": figures.scaling_figure(FITS, 1e9),
     }
 
 
@@ -196,6 +210,28 @@ def test_barcodes_are_symmetric_about_zero_whatever_the_outliers() -> None:
     assert figures.vector_barcodes(np.zeros((1, 4)), ["zero"]).data[0].zmax == 1.0
 
 
+def test_intervals_stand_beside_each_other_in_the_row_of_their_metric() -> None:
+    figure = figures.interval_figure(INTERVALS)
+    one, other = figure.data
+    assert list(figure.layout.yaxis.ticktext) == ["grammar", "plot"]
+    assert list(one.x) == [9.0, 7.0] and list(other.x) == [8.0]
+    assert [round(y) for y in one.y] == [0, 1] and round(other.y[0]) == 1 and one.y[1] < other.y[0]
+    np.testing.assert_allclose([one.error_x.array, one.error_x.arrayminus], [[0.2, 0], [0.5, 0]])
+    assert other.name == "token &lt;b&gt;" and one.marker.color != other.marker.color
+    assert one.text[0] == "grammar: 9 [8.5, 9.2], 100 stories" and "no interval" in one.text[1]
+
+
+def test_laws_go_through_their_points_and_beyond_them_dashed() -> None:
+    points, band, line, beyond_band, beyond, few = figures.scaling_figure(FITS, 1e9).data
+    assert list(points.x) == SIZES and few.name == "few: no law" and list(few.y) == [2.0, 1.0]
+    np.testing.assert_allclose(line.y, FITS["one"].law(line.x))  # type: ignore[misc]
+    assert (line.x[0], line.x[-1]) == pytest.approx((1e5, 1e7)) and (beyond.x[0], beyond.x[-1]) == pytest.approx((1e7, 1e9))
+    assert (line.line.dash, beyond.line.dash) == ("solid", "dash")
+    half = len(band.y) // 2
+    assert all(high >= low for high, low in zip(band.y[:half], band.y[half:][::-1])) and len(beyond_band.y) == len(band.y)
+    assert len(figures.scaling_figure(FITS, 1e6).data) == 4  # nothing beyond what was measured
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -220,6 +256,8 @@ def test_barcodes_are_symmetric_about_zero_whatever_the_outliers() -> None:
         (lambda: figures.attention(np.ones((2, 3, 4, 4)), SENTENCES[:2]), "one sentence per row"),
         (lambda: figures.loss_curves({"one": RECORDS}, "bleu"), "no record has bleu; there are loss_mt, loss_nats_per_token"),
         (lambda: figures.loss_curves({}), "there are no records"),
+        (lambda: figures.interval_figure({"one": {}}), "at least one model with a metric"),
+        (lambda: figures.scaling_figure({}), "at least one fit"),
     ],
 )
 def test_what_does_not_fit_is_named(call, message: str) -> None:

@@ -1,0 +1,116 @@
+"""The studies of model families, tiny: every family judged, gone on with, and the same numbers again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sonarkit import study
+from sonarkit.evaluation.scaling import fit_scaling
+from sonarkit.models.backbone import BackboneConfig
+
+SHARED = ["--stories", 12, "--valid-stories", 4, "--documents-per-step", 4, "--jobs", 1]
+SHAPE = ["--hidden", 32, "--ffn", 48, "--layers", 2, "--heads", 2, "--head-dim", 16]
+JUDGED = ["--count", 3, "--max-sentences", 4, "--max-tokens", 24]
+
+
+@pytest.fixture(autouse=True)
+def long_sentences_are_expected() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a random codec's sentences are long
+        yield
+
+
+@pytest.fixture
+def of_study(codec: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a study in this process; what it printed."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        study.main([str(word) for word in (*arguments, "--codec", codec, *SHARED)])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_all_families_are_judged_by_one_command(of_study: Callable[..., str], tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    options = ["--steps", 4, *SHAPE, *JUDGED]
+    printed = of_study("families", "--out", first, *options, "--families", "sonar-llm", "token-llm")
+    assert "sonar-llm, seed 0: grammar" in printed
+    weights = (first / "sonar-llm-0" / "final" / "model.safetensors").stat().st_mtime_ns
+
+    printed = of_study("families", "--out", first, *options)  # the other two join them
+    assert "sonar-llm, seed 0" not in printed and "diffusion-lcm, seed 0: grammar" in printed
+    assert (first / "sonar-llm-0" / "final" / "model.safetensors").stat().st_mtime_ns == weights
+    table = (first / "table.md").read_text(encoding="utf-8")
+    assert table.strip() in printed
+    rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
+    assert rows[1:5] == ["| sonar-llm", "| mse-lcm", "| diffusion-lcm", "| token-llm"] and rows[5] == "| less sonar-llm"
+    assert "embedding" in next(line for line in table.splitlines() if line.startswith("| token-llm"))
+    found = json.loads((first / "rows.json").read_text(encoding="utf-8"))
+    assert set(found["intervals"]) == set(found["seeds"]) == {"sonar-llm", "mse-lcm", "diffusion-lcm", "token-llm"}
+    assert all(of_model["bits_per_byte"]["value"] > 1 for of_model in found["intervals"].values())  # they know nothing yet
+    assert set(found["report"]["against_first"]) == {"mse-lcm", "diffusion-lcm", "token-llm"}
+
+    assert of_study("families", "--out", first, *options).strip() == table.strip()  # nothing is done again
+    second = tmp_path / "second"
+    shutil.copytree(first / "stores", second / "stores")
+    of_study("families", "--out", second, *options)
+    assert (second / "table.md").read_text(encoding="utf-8") == table
+    assert json.loads((second / "rows.json").read_text(encoding="utf-8"))["intervals"] == found["intervals"]
+
+
+def test_seeds_are_kept_apart_and_pooled(of_study: Callable[..., str], tmp_path: Path) -> None:
+    options = ["--steps", 2, *SHAPE, *JUDGED, "--families", "mse-lcm", "--seeds", 0, 1]
+    table = of_study("families", "--out", tmp_path, *options)
+    assert "means of 2 seeds" in table
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    one, two = (seed["bits_per_byte"] for seed in rows["seeds"]["mse-lcm"])
+    assert one != two and rows["intervals"]["mse-lcm"]["bits_per_byte"]["value"] == pytest.approx((one + two) / 2)
+
+
+def test_several_sizes_are_measured(of_study: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "SIZES", {name: BackboneConfig(8 * n, 8 * n, 1, 2, 4 * n) for n, name in enumerate("XS", 1)})
+    options = ["--steps", 2, "--seeds", 2, "--limit", 4, "--families", "sonar-llm", "token-llm", "--sizes", "X", "S"]
+    text = of_study("scaling", "--out", tmp_path, *options)
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert len(rows["points"]) == 2 * (2 + 1) and set(rows["fits"]) == {"loss", "bits_per_byte"}
+    small, large = (point for point in rows["points"] if point["family"] == "token-llm")
+    assert small["parameters"] < large["parameters"] and small["unit"] == "nats_per_token"
+    assert 0 < small["embedding_parameters"] < large["embedding_parameters"]
+    assert all(point["bits_per_byte"] > 1 for point in rows["points"])  # they know nothing yet
+    for of_unit in rows["fits"].values():
+        assert len(of_unit["sonar-llm"]["sizes"]) == 4 and "at least 4 different sizes" in of_unit["token-llm"]["problem"]
+    assert sum(line.startswith("| sonar-llm | ") for line in text.splitlines()) == 2 + 2 and " ± " in text
+    assert of_study("scaling", "--out", tmp_path, *options).strip() == (tmp_path / "table.md").read_text("utf-8").strip()
+
+
+def test_laws_are_told_with_their_intervals() -> None:
+    sizes = [1e5, 3e5, 1e6, 3e6, 1e7]
+    losses = [50 * size**-0.4 + 0.5 for size in sizes]
+    losses[0] *= 1.01
+    fits = {"one": fit_scaling(sizes, losses, resamples=50), "two": fit_scaling(sizes, losses[::-1])}
+    lines = study.scaling_laws("loss", fits, [{"family": name, "unit": "nats"} for name in fits]).splitlines()
+    assert lines[2].startswith("| one | nats | ") and str(fits["one"].intervals["alpha"]) in lines[2]
+    assert "no law: the losses do not fall" in lines[3]
+
+
+def test_what_does_not_fit_is_refused(refused: Callable[..., None], codec: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no family lcm; the families are sonar-llm, mse-lcm"):
+        study.Families(families=("lcm",))
+    with pytest.raises(ValueError, match="no size XXL; the sizes are XS, S, M, L"):
+        study.Scaling(sizes=("XXL",))
+    with pytest.raises(ValueError, match="steps and count must be at least 1"):
+        study.Families(count=0)
+    options = ["families", "--out", tmp_path, "--codec", codec, *SHARED, *SHAPE, *JUDGED, "--families", "mse-lcm"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study.main([str(word) for word in (*options, "--steps", 1)])
+    (tmp_path / "mse-lcm-0" / "report.json").unlink()  # trained, and not yet judged
+    refused(study.main, [*options, "--steps", 2], "mse-lcm-0 is of another study (", "steps: 1 -> 2", "choose another --out")
