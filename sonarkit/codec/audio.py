@@ -158,7 +158,8 @@ def segments(
     """Cut a recording at its silences; nothing where it is silent throughout.
 
     A frame of 10 ms is silent when it is `threshold_db` below the loud ones (the 99th percentile of the next
-    2 * `max_seconds`) or below `floor_db` of full scale. `min_silence` seconds of that end a segment, which keeps
+    2 * `max_seconds`, or of an earlier stretch where that was louder: noise after the last word is no word) or below
+    `floor_db` of full scale. `min_silence` seconds of that end a segment, which keeps
     `margin` seconds of them; one longer than `max_seconds` is cut at the quietest tenth of a second of its second half.
     """
     if not max_seconds >= 1 or not 0 < min_silence < max_seconds / 2 or not 0 <= margin <= min_silence / 2:
@@ -169,6 +170,7 @@ def segments(
     blocks = stream(audio) if isinstance(audio, str | Path) else iter([load(audio, rate)])
     most, pause, edge = (round(seconds * 100) for seconds in (max_seconds, min_silence, margin))  # in frames
     held, start, whole = np.empty(0, np.float32), 0, False  # `start`: frames before what is held
+    loudest = -math.inf
     while True:
         while not whole and len(held) < 2 * most * FRAME:
             came = next(blocks, None)
@@ -178,7 +180,8 @@ def segments(
         if not len(window):
             return
         level = _levels(window)
-        loud = level > max(np.percentile(level, 99) - threshold_db, floor_db)
+        loudest = max(loudest, float(np.percentile(level, 99)))
+        loud = level > max(loudest - threshold_db, floor_db)
         first = int(loud.argmax()) if loud.any() else len(level)
         if first > edge:  # silence before the next segment
             held, start = held[(first - edge) * FRAME :], start + first - edge

@@ -80,6 +80,12 @@ def test_silence_and_faint_noise_hold_no_speech() -> None:
     assert list(audio.segments(noise)) == [] and list(audio.segments(silence(5.0))) == []
 
 
+def test_the_noise_after_the_last_word_is_no_word() -> None:
+    recording = np.concatenate([silence(0.5), tone(1.5), silence(1.0), tone(0.8), silence(2.0)])
+    recording += np.random.default_rng(0).normal(0, 2e-3, len(recording)).astype(np.float32)  # -54 dB, as of a quiet room
+    assert [(s.start, s.end) for s in audio.segments(recording)] == [(0.4, 2.1), (2.9, 3.9)]
+
+
 def test_speech_without_a_pause_is_cut_at_its_quietest_place() -> None:
     recording = tone(7.0)
     recording[round(2.6 * 16_000) : round(2.8 * 16_000)] *= 0.3
