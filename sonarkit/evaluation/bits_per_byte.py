@@ -5,7 +5,8 @@ included, are divided by its bytes in UTF-8. A model that predicts a vector is j
 sentence given that vector: what SONAR-LLM is trained on, and what MSE and diffusion LCMs never saw. A token-level model is
 judged by its own tokens; its end of the text stands for the sentence "End of sequence." and for that sentence's bytes.
 
-A diffusion LCM draws its vector, so its number is that of one draw: at least that of the mixture over all draws (Jensen).
+A diffusion LCM draws its vector, so its number is that of one draw: no less, on average, than that of the mixture of all draws
+(Jensen).
 """
 
 from __future__ import annotations

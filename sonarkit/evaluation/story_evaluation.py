@@ -306,7 +306,9 @@ def notes(evaluations: Sequence[StoryEvaluation]) -> list[str]:
     if len(evaluations) > 1:
         told.append(f"p: paired permutation tests, story by story, each on its own; bold below {SURE}")
     if any(one.family == "diffusion-lcm" for one in evaluations):
-        told.append("bits per byte of a diffusion LCM are those of one draw a sentence, which is at least its own")
+        told.append(
+            "bits per byte of a diffusion LCM are those of one draw a sentence: no less, on average, than those of all its draws together"
+        )
     return told
 
 
