@@ -306,9 +306,7 @@ def notes(evaluations: Sequence[StoryEvaluation]) -> list[str]:
     if len(evaluations) > 1:
         told.append(f"p: paired permutation tests, story by story, each on its own; bold below {SURE}")
     if any(one.family == "diffusion-lcm" for one in evaluations):
-        told.append(
-            "bits per byte of a diffusion LCM are those of one draw a sentence: no less, on average, than those of all its draws together"
-        )
+        told.append("bits per byte of a diffusion LCM are of one draw a sentence: no less, on average, than of all its draws")
     return told
 
 
