@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sonarkit.codec.config import EncoderConfig, StackConfig
-from sonarkit.codec.layers import FeedForward, SelfAttention, TokenEmbedding
+from sonarkit.codec.layers import FeedForward, LayerNorm, SelfAttention, TokenEmbedding
 from sonarkit.codec.pooler import AttentionPooler
 from sonarkit.core.packing import Packing
 
@@ -14,9 +14,9 @@ from sonarkit.core.packing import Packing
 class EncoderLayer(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention_norm = LayerNorm(config.width)
         self.attention = SelfAttention(config)
-        self.ffn_norm = nn.LayerNorm(config.width)
+        self.ffn_norm = LayerNorm(config.width)
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -32,7 +32,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.embedding = TokenEmbedding(config, vocab_size, max_tokens)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
         self.pooling = config.pooling
         self.pooler = AttentionPooler(config.pooler, config.width) if config.pooler else None
 

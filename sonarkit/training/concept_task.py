@@ -95,28 +95,12 @@ class ConceptTask:
 
     @torch.no_grad()
     def evaluate(self, world: World) -> dict[str, float | str]:
-        """Loss over the whole validation store, shared by the ranks: sums, divided once.
-
-        Every rank takes as many batches: one that has no document left repeats one and does not count it. In float32, or
-        in bfloat16 autocast where the codec is held in bfloat16.
-        """
+        """Loss over the whole validation store (`mean_losses`): in float32, or where the codec is held in bfloat16 in its
+        autocast."""
         frozen = next(self.concept_model.sonar.decoder.parameters())
-        with torch.autocast(frozen.device.type, torch.bfloat16, enabled=frozen.dtype == torch.bfloat16):
-            return self._evaluate(world)
-
-    def _evaluate(self, world: World) -> dict[str, float | str]:
         self.concept_model.eval()
-        load = self._load(self.valid)
-        sums: dict[str, Tensor] = {}
-        mine = range(world.rank, len(self.valid), world.size)
-        for start in range(0, -(-len(self.valid) // world.size), 32):
-            indices = mine[start : start + 32]
-            loss = self.concept_model.loss([load(i) for i in indices or [0]])
-            for name, (total, count) in {f"loss_{self.loss_unit}": (loss.total, loss.count), **loss.parts}.items():
-                added = torch.tensor([float(total), count], dtype=torch.float64) * bool(indices)
-                sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + added
-        summed = sum_over_ranks(world, torch.stack(list(sums.values())))
-        results: dict[str, float | str] = {name: total / count for name, (total, count) in zip(sums, summed.tolist())}
+        with torch.autocast(frozen.device.type, torch.bfloat16, enabled=frozen.dtype == torch.bfloat16):
+            results = mean_losses(self._load(self.valid), len(self.valid), self.concept_model.loss, self.loss_unit, world)
         if world.rank == 0 or self._sharded:  # in parts it takes all ranks to tell a story
             results |= self.samples(self.concept_model)
         self.concept_model.train()
@@ -135,3 +119,22 @@ class ConceptTask:
             "seed": self.seed,
             "stores": [{**{key: store.manifest[key] for key in kept}, "weight": w} for store, w in zip(self.train, self.weights)],
         }
+
+
+def mean_losses(
+    load: Callable[[int], Any], documents: int, loss: Callable[[list[Any]], LossSum], unit: str, world: World
+) -> dict[str, float | str]:
+    """`loss` and its parts over documents 0, 1, ..., shared by the ranks: sums, divided once.
+
+    Every rank takes as many batches: one that has no document left repeats one and does not count it.
+    """
+    sums: dict[str, Tensor] = {}
+    mine = range(world.rank, documents, world.size)
+    for start in range(0, -(-documents // world.size), 32):
+        indices = mine[start : start + 32]
+        found = loss([load(i) for i in indices or [0]])
+        for name, (total, count) in {f"loss_{unit}": (found.total, found.count), **found.parts}.items():
+            added = torch.tensor([float(total), count], dtype=torch.float64) * bool(indices)
+            sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + added
+    summed = sum_over_ranks(world, torch.stack(list(sums.values())))
+    return {name: total / count for name, (total, count) in zip(sums, summed.tolist())}

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from sonarkit.core.config import to_dict
-from sonarkit.core.distributed import World, shard, sum_over_ranks
+from sonarkit.core.distributed import World, shard
 from sonarkit.core.loss import LossSum
 from sonarkit.models.flops import token_training_flops
 from sonarkit.models.token_llm import TokenDocument, TokenLLM
 from sonarkit.store.batches import DocumentBatches, Source
 from sonarkit.store.reader import Store
-from sonarkit.training.concept_task import ConceptDataConfig
+from sonarkit.training.concept_task import ConceptDataConfig, mean_losses
 
 CHECKED = 16  # documents whose stored ids are held against the model's tokenizer
 
@@ -108,21 +108,9 @@ class TokenTask:
 
     @torch.no_grad()
     def evaluate(self, world: World) -> dict[str, float | str]:
-        """Loss over the whole validation store but for first sentences, shared by the ranks: sums, divided once.
-
-        Every rank takes as many batches: one that has no document left repeats one and does not count it.
-        """
+        """Loss over the whole validation store but for first sentences; see `mean_losses`."""
         self.token_model.eval()
-        load, sums = self._load(self.valid), torch.zeros(4, dtype=torch.float64)
-        mine = range(world.rank, len(self.valid), world.size)
-        for start in range(0, -(-len(self.valid) // world.size), 32):
-            indices = mine[start : start + 32]
-            loss = self.token_model.loss([load(i) for i in indices or [0]])
-            bits, text_bytes = loss.parts["bits_per_byte"]
-            if indices:
-                sums += torch.tensor([float(loss.total), loss.count, float(bits), text_bytes], dtype=torch.float64)
-        nats, tokens, bits, text_bytes = sum_over_ranks(world, sums).tolist()
-        results: dict[str, float | str] = {"loss_nats_per_token": nats / tokens, "bits_per_byte": bits / text_bytes}
+        results = mean_losses(self._load(self.valid), len(self.valid), self.token_model.loss, self.loss_unit, world)
         if world.rank == 0 or self._sharded:  # in parts it takes all ranks to tell a story
             results |= self.samples(self.token_model)
         self.token_model.train()

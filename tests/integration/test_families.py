@@ -86,6 +86,16 @@ def test_a_run_goes_on_from_a_trained_model_of_its_shape(
     refused(train.main, command(family, codec, store, tmp_path / "third", init=final, ffn=64), "configuration is another")
 
 
+def test_a_frozen_codec_held_in_bfloat16_changes_little(codec: Path, store: Path, tmp_path: Path) -> None:
+    """Trained, judged and told with; nothing is said of its weights in what is saved."""
+    for kind in ("float32", "auto"):
+        out = tmp_path / kind
+        train.main(command("sonar-llm", codec, store, out, precision="bfloat16", frozen=kind, steps=2))
+    for (step, exact), (other, held) in zip(losses(tmp_path / "float32"), losses(tmp_path / "auto"), strict=True):
+        assert step == other and held == pytest.approx(exact, rel=1e-2)
+    assert sk.SonarLLM.from_pretrained(tmp_path / "auto" / "final").sonar.decoder.embedding.weight.dtype == torch.float32
+
+
 def test_a_token_model_over_another_tokenizer(codec: Path, store: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
     model = tmp_path / "mine.spm"
     model.write_bytes(Sonar.from_pretrained(codec).tokenizer.model)
