@@ -40,6 +40,8 @@ class ObjectiveConfig:
     one `<unk>`, NLLB's denoising with replace-length 1. Words are as SentencePiece has them: a sentence without spaces,
     such as a Chinese one, is a single word. With none of the three it is plain auto-encoding, of the vectors at hand.
     Each sentence is denoised with probability `dae_share`; the loss is weighted up, so its expectation is that of all.
+    With probability `dae_splice` (ours) it is a splice that is denoised instead: the first words of the sentence and the last
+    ones of another. Such text is longer and less probable than the corpus, so its vector has to keep the words themselves.
     """
 
     mt_weight: float = 1.0
@@ -48,6 +50,7 @@ class ObjectiveConfig:
     noise_ratio: float = 0.5
     noise_span: float = 3.5
     dae_share: float = 1.0
+    dae_splice: float = 0.0
     label_smoothing: float = 0.0
     word_drop: float = 0.0
     word_shuffle: int = 0
@@ -62,6 +65,8 @@ class ObjectiveConfig:
             )
         if not 0 <= self.noise_ratio < 1 or self.noise_span < 1 or not 0 < self.dae_share <= 1:
             raise ValueError(f"noise_ratio must be in [0, 1), noise_span at least 1, dae_share in (0, 1]: {self}")
+        if not 0 <= self.dae_splice <= 1:
+            raise ValueError(f"dae_splice must be in [0, 1], got {self.dae_splice}")
         if not 0 <= self.word_drop < 1 or self.word_shuffle < 0 or not 0 <= self.label_smoothing < 1:
             raise ValueError(f"word_drop and label_smoothing must be in [0, 1), word_shuffle at least 0: {self}")
         if self.mse_gradient not in ("both", "first", "second"):
@@ -110,7 +115,8 @@ class PairBatch:
     """N sentence pairs: token ids of both sides' sources and targets, 2 N of each, side a first, then side b.
 
     A target that the decoder is not to learn, such as a machine's translation, is []. So are source and target of a side b
-    in a language that only the teacher knows. `teacher_sources` are the N sides b as the teacher's tokenizer has them.
+    in a language that only the teacher knows. `teacher_sources` are the N sides b as the teacher's tokenizer has them. `others`
+    are targets of 2 N sentences of the same languages, which splices end in.
 
     Damage, points between vectors and noise depend on `noise_seed` and on the pair's place in the step (`places`, by default
     that in the batch): a resumed run repeats them, and neither cutting nor ranks change them. `per_pair` are the run's
@@ -123,6 +129,7 @@ class PairBatch:
     teacher_sources: list[list[int]] | None = None
     places: list[int] | None = None
     per_pair: PerPair | None = None
+    others: list[list[int]] | None = None
 
     @property
     def pairs(self) -> int:
@@ -167,7 +174,7 @@ def words(pieces: Sequence[int], tokenizer: Tokenizer) -> list[list[int]]:
 
 def damaged(ids: Sequence[int], tokenizer: Tokenizer, config: ObjectiveConfig, rng: random.Random) -> list[int]:
     """`__lang__ [<DATA_TAG>] pieces </s>` with words dropped, words shuffled and spans masked; the frame is kept."""
-    head = 2 if len(ids) > 2 and ids[1] >= tokenizer.size - len(DATA_TAGS) else 1
+    head = _head(ids, tokenizer)
     kept = words(ids[head:-1], tokenizer) if config.word_drop or config.word_shuffle else [list(ids[head:-1])]
     if config.word_drop and kept:
         kept = [word for word in kept if rng.random() >= config.word_drop] or [rng.choice(kept)]
@@ -176,6 +183,19 @@ def damaged(ids: Sequence[int], tokenizer: Tokenizer, config: ObjectiveConfig, r
         kept = [kept[i] for i in sorted(range(len(kept)), key=places.__getitem__)]
     framed = [ids[head - 1], *(piece for word in kept for piece in word), ids[-1]]
     return [*ids[: head - 1], *masked_spans(framed, tokenizer.unk_id, config, rng)]
+
+
+def _head(ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """How many ids `__lang__ [<DATA_TAG>]` are."""
+    return 2 if len(ids) > 2 and ids[1] >= tokenizer.size - len(DATA_TAGS) else 1
+
+
+def spliced(pieces: Sequence[int], other: Sequence[int], tokenizer: Tokenizer, rng: random.Random) -> list[int]:
+    """The first words of one sentence and the last ones of another, of each at least one if it has any."""
+    first, last = words(pieces, tokenizer), words(other, tokenizer)
+    kept = first[: rng.randint(1, len(first))] if first else []
+    kept += last[rng.randrange(len(last)) :] if last else []
+    return [piece for word in kept for piece in word]
 
 
 # ---------------------------------------------------------------------- losses
@@ -190,7 +210,7 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
     (`batch.per_pair`): the weights mean what they mean in the paper, where each term is a mean, and sums over any cutting
     into batches are the same.
 
-    Raises ValueError for distillation without vectors of a teacher or with such of another width.
+    Raises ValueError for distillation without vectors of a teacher or with such of another width, and for splices without others.
     """
     device, pairs, mean = sonar.device, batch.pairs, batch.per_pair or per_pair([batch], config.decodes)
     known = [i for i, ids in enumerate(batch.sources) if ids]
@@ -198,14 +218,22 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
         raise ValueError("a side in a language that the codec does not know can only be distilled; set the other weights to 0")
     taught = [i for i, ids in enumerate(batch.targets) if ids]
     sources = [batch.sources[i] for i in known]
-    denoised: list[int] = []
-    if config.dae_weight:
-        rngs = {i: batch.rng(i) for i in taught}
-        denoised = [i for i in taught if rngs[i].random() < config.dae_share]
+    rows: list[int] = []  # of z, from which the denoised sentences are said
+    said: list[list[int]] = []
+    for i in taught if config.dae_weight else []:
+        rng = batch.rng(i)
+        if rng.random() >= config.dae_share:
+            continue
+        source, target = batch.sources[i], batch.targets[i]
+        if config.dae_splice and rng.random() < config.dae_splice:
+            source, target = _spliced(sonar, batch, i, rng)
         if config.damages:
-            sources += [damaged(batch.sources[i], sonar.tokenizer, config, rngs[i]) for i in denoised]
+            source = damaged(source, sonar.tokenizer, config, rng)
+        rows.append(i if source is batch.sources[i] else len(sources))  # a clean sentence is read once
+        said.append(target)
+        sources += [source] if rows[-1] == len(sources) else []
     z = sonar.encoder(*pack(sources, device))
-    clean, noisy = z[: len(known)], z[len(known) :] if config.damages else z[denoised]
+    clean = z[: len(known)]
 
     total, parts = clean.new_zeros((), dtype=torch.float32), {}
     if config.mt_weight:
@@ -222,9 +250,8 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
         if config.mse_weight:
             total = total + config.mse_weight * mean.tokens * squared
         parts["mse"] = (squared.detach(), float(pairs))
-    if denoised:
-        targets = pack([batch.targets[i] for i in denoised], device)
-        nats, losses = sonar.decoder.token_losses(noisy, *targets, label_smoothing=config.label_smoothing)
+    if said:
+        nats, losses = sonar.decoder.token_losses(z[rows], *pack(said, device), label_smoothing=config.label_smoothing)
         total = total + config.dae_weight / config.dae_share * nats
         parts["dae"] = (nats.detach(), float(len(losses)))
     elif config.dae_weight:
@@ -234,6 +261,15 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
         total = total + config.distill_weight * mean.tokens / mean.sentences * squared
         parts["distill"] = (squared.detach(), float(len(known)))
     return LossSum(total, float(batch.tokens(config.decodes)), parts)
+
+
+def _spliced(sonar: Sonar, batch: PairBatch, i: int, rng: random.Random) -> tuple[list[int], list[int]]:
+    """Source and target of a splice that begins as sentence i."""
+    if batch.others is None:
+        raise ValueError("dae_splice is above 0, but the batch has no others to splice with; give them, or set it to 0")
+    source, target = batch.sources[i], batch.targets[i]
+    pieces = spliced(target[2:-1], batch.others[i][2:-1], sonar.tokenizer, rng)[: sonar.config.max_tokens - 3]
+    return [*source[: _head(source, sonar.tokenizer)], *pieces, source[-1]], [*target[:2], *pieces, target[-1]]
 
 
 def per_pair(batches: Iterable[PairBatch], decoded: bool) -> PerPair:

@@ -46,11 +46,12 @@ class CodecLoad:
 
     @classmethod
     def of(cls, pairs: float, pieces: float, objective: ObjectiveConfig | DecoderObjective) -> CodecLoad:
-        """`pairs` pairs of sentences of `pieces` pieces each. A damaged sentence has fewer; here it counts as whole."""
+        """`pairs` pairs of sentences of `pieces` pieces each. A damaged sentence has fewer; here it counts as whole, as a
+        splice does, which on average has as many."""
         clean, said = 2 * pairs, 2 * pairs
         if isinstance(objective, ObjectiveConfig):
             denoised = 2 * pairs * objective.dae_share * bool(objective.dae_weight)
-            clean += denoised * objective.damages
+            clean += denoised * (1 if objective.damages else objective.dae_splice)
             said = 2 * pairs * bool(objective.mt_weight) + denoised
         return cls(clean, pieces + 2, said, pieces + 2, said * (pieces + 1))
 

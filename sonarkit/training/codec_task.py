@@ -120,7 +120,7 @@ class PairBatches:
 
     A pair is a source by weight and what it draws. Step k draws the same pairs whatever the number of ranks; rank r gets each
     `size`-th of them, in as many micro-batches as the others, of at most `micro_pairs` or one more. With a teacher,
-    its ids of the sides b are there, too.
+    its ids of the sides b are there, too, and where splices are made (`splices`), another sentence of the step for each.
     """
 
     def __init__(
@@ -134,11 +134,13 @@ class PairBatches:
         size: int,
         teacher: Sonar | None = None,
         per_pair: PerPair | None = None,
+        splices: bool = False,
     ) -> None:
         if pairs_per_step < size:
             raise ValueError(f"{pairs_per_step} pairs a step cannot be shared by {size} ranks; raise pairs_per_step")
         self.sonar, self.sources, self.pairs_per_step, self.micro_pairs = sonar, sources, pairs_per_step, micro_pairs
         self.seed, self.rank, self.size, self.step, self.teacher, self.per_pair = seed, rank, size, 0, teacher, per_pair
+        self.splices = splices
         self._weights = list(accumulate(pairs.source.weight for pairs in sources))
 
     def __next__(self) -> list[PairBatch]:
@@ -167,7 +169,22 @@ class PairBatches:
         if self.teacher is not None:
             texts, codes = [text for *_, text in sides[len(pairs) :]], [code for _, code, _ in sides[len(pairs) :]]
             of_teacher = self.teacher.source_ids(texts, codes)
-        return PairBatch(sources, targets, noise_seed, of_teacher, list(places), self.per_pair)
+        others = self._others(of_step, places, noise_seed) if self.splices else None
+        return PairBatch(sources, targets, noise_seed, of_teacher, list(places), self.per_pair, others)
+
+    def _others(self, of_step: list[Pair], places: Sequence[int], noise_seed: str) -> list[list[int]]:
+        """Targets of sentences of the step: for each side one in its language, [] where the codec does not know that."""
+        texts: dict[str, list[str]] = {}
+        for pair in of_step:
+            for code in pair.codes:
+                texts.setdefault(code, []).append(pair.row[code])
+        others: list[list[int]] = []
+        for side in (0, 1):
+            for place in places:
+                code = of_step[place].codes[side]
+                text = random.Random(f"{noise_seed}-{place}-{side}-other").choice(texts[code])
+                others += self.sonar.target_ids([text], code) if code in self.sonar.languages else [[]]
+        return others
 
     def _tagged(self, ids: list[int], tag: str) -> list[int]:
         """`__lang__ pieces </s>` -> `__lang__ <DATA_TAG> pieces </s>`, less a piece where that is too long (see `Bitext`)."""
@@ -262,6 +279,7 @@ class CodecTask:
             size,
             teacher=self.teacher,
             per_pair=self.per_pair,
+            splices=isinstance(self.objective, ObjectiveConfig) and self.objective.dae_splice > 0,
         )
 
     def loss(self, batch: PairBatch) -> LossSum:

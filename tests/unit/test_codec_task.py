@@ -129,6 +129,17 @@ def test_a_tag_does_not_make_a_sentence_too_long(sonar: Sonar) -> None:
     learns.loss(batches[0])
 
 
+def test_splices_end_in_a_sentence_of_the_step_in_their_language(sonar: Sonar) -> None:
+    learns = task(sonar, ObjectiveConfig(dae_splice=0.5), pairs_per_step=8, micro_pairs=3)
+    [*batches] = next(learns.batches(0, 1))
+    of_step = {tuple(ids) for batch in batches for ids in batch.targets}
+    for batch in batches:
+        assert batch.others and all(tuple(ids) in of_step for ids in batch.others)
+        assert [ids[1] for ids in batch.others] == [ids[1] for ids in batch.targets], "in the language of the sentence"
+    assert any(other != target for batch in batches for other, target in zip(batch.others or [], batch.targets))
+    assert all(batch.others is None for batch in next(task(sonar, ObjectiveConfig()).batches(0, 1)))
+
+
 def test_nothing_that_a_machine_wrote_is_learnt_to_be_said(sonar: Sonar) -> None:
     bitext = Bitext("back", ROWS, "<MMT_BT_DATA>", ("fra_Latn",))
     learns = task(sonar, ObjectiveConfig(dae_weight=1.0), [Source.of(bitext, 1.0)])
@@ -329,6 +340,7 @@ def summed(task: CodecTask) -> tuple[float, float, dict[str, Tensor]]:
     [
         ObjectiveConfig(1.0, 0.5, 0.3, dae_share=0.4, word_shuffle=3),
         ObjectiveConfig(0.0, 0.0, 1.0, noise_ratio=0.0, dae_share=0.5),
+        ObjectiveConfig(1.0, 0.5, 0.3, noise_ratio=0.0, dae_splice=0.7),
         DecoderObjective(vector_noise=0.7),
     ],
 )

@@ -19,6 +19,7 @@ from sonarkit.codec.objectives import (
     decoder_loss,
     masked_spans,
     pair_loss,
+    spliced,
     words,
 )
 from sonarkit.codec.pipeline import Sonar
@@ -26,11 +27,12 @@ from sonarkit.core.packing import pack
 from sonarkit.text.tokenizer import Tokenizer
 
 ENGLISH = ["The little fox ran home.", "Mia found a red kite in the forest."]
+LANGS = ["eng_Latn"] * 2 + ["fra_Latn"] * 2
 FRENCH = ["Le petit renard rentra à la maison.", "Mia trouva un cerf-volant rouge."]
 
 
 def pairs(sonar: Sonar) -> PairBatch:
-    texts, codes = ENGLISH + FRENCH, ["eng_Latn"] * 2 + ["fra_Latn"] * 2
+    texts, codes = ENGLISH + FRENCH, LANGS
     return PairBatch(sonar.source_ids(texts, codes), sonar.target_ids(texts, codes), "0-0-0-0")
 
 
@@ -49,7 +51,7 @@ def test_translation_and_distance_are_what_they_say(sonar: Sonar) -> None:
 
 def test_denoising_without_noise_is_auto_encoding(sonar: Sonar) -> None:
     loss = pair_loss(sonar, pairs(sonar), ObjectiveConfig(mt_weight=0, mse_weight=0, dae_weight=0.5, noise_ratio=0.0))
-    texts, codes = ENGLISH + FRENCH, ["eng_Latn"] * 2 + ["fra_Latn"] * 2
+    texts, codes = ENGLISH + FRENCH, LANGS
     own = sonar.token_loss(sonar.encode(texts, codes), texts, codes)
     assert float(loss.parts["dae"][0]) == pytest.approx(own.total.item(), rel=1e-5)
     assert loss.total.item() == pytest.approx(0.5 * own.total.item(), rel=1e-5)
@@ -125,6 +127,41 @@ def test_words_are_dropped_whole_and_one_stays(tokenizer: Tokenizer) -> None:
         rest = iter(SENTENCE.split())
         assert all(word in rest for word in found), "whole words, in their order"
     assert all(len(told(tokenizer, noise(word_drop=0.99), seed, "Mia found a kite")) >= 1 for seed in range(50))
+
+
+def test_a_splice_is_the_beginning_of_one_sentence_and_the_end_of_another(tokenizer: Tokenizer) -> None:
+    first, last = ["Mia", "found", "a", "red", "kite"], ["the", "bear", "laughed", "until", "night"]
+    pieces = [tokenizer.pieces(" ".join(half)) for half in (first, last)]
+    cuts = set()
+    for seed in range(300):
+        found = tokenizer.decode(spliced(*pieces, tokenizer, random.Random(seed))).split()
+        kept = next(n for n in range(len(first), 0, -1) if found[:n] == first[:n])
+        assert found == first[:kept] + last[len(last) - len(found) + kept :] and len(found) > kept
+        cuts.add((kept, len(found) - kept))
+    assert cuts == {(k, m) for k in range(1, 6) for m in range(1, 6)}
+    assert spliced(pieces[0], [], tokenizer, random.Random(0)) and spliced([], [], tokenizer, random.Random(0)) == []
+
+
+def test_splices_are_said_from_their_own_vectors(sonar: Sonar) -> None:
+    config = ObjectiveConfig(mt_weight=0, mse_weight=0, dae_weight=1.0, noise_ratio=0.0, dae_splice=1.0)
+    batch = replace(pairs(sonar), others=sonar.target_ids(["A bear sang."] * 2 + ["Un ours chanta."] * 2, LANGS))
+    loss = pair_loss(sonar, batch, config)
+    texts = []
+    for i, (source, target) in enumerate(zip(batch.sources, batch.targets)):
+        rng = batch.rng(i)
+        rng.random(), rng.random()  # whether it is denoised, whether it is a splice
+        pieces = spliced(target[2:-1], batch.others[i][2:-1], sonar.tokenizer, rng)
+        texts.append(([source[0], *pieces, source[-1]], [*target[:2], *pieces, target[-1]]))
+    z = sonar.encoder(*pack([source for source, _ in texts], sonar.device))
+    nats, losses = sonar.decoder.token_losses(z, *pack([target for _, target in texts], sonar.device))
+    assert loss.total.item() == pytest.approx(nats.item(), rel=1e-6) and loss.parts["dae"][1] == len(losses)
+    half = replace(config, dae_splice=0.5)
+    totals = {round(pair_loss(sonar, replace(batch, noise_seed=str(seed)), half).total.item(), 3) for seed in range(40)}
+    assert len(totals) > 20, "some of the four are splices, others are not"
+    with pytest.raises(ValueError, match="no others to splice with"):
+        pair_loss(sonar, pairs(sonar), config)
+    with pytest.raises(ValueError, match=r"dae_splice must be in \[0, 1\], got 1.5"):
+        ObjectiveConfig(dae_splice=1.5)
 
 
 @pytest.mark.parametrize("places", [1, 3])
