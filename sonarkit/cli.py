@@ -37,6 +37,7 @@ EXAMPLES = """examples:
   sonarkit convert codec --encoder sonar_text_encoder.pt --decoder sonar_text_decoder.pt --tokenizer sentencepiece.model
   sonarkit evaluate codec mini --on storyworld:test --every 10
   sonarkit evaluate stories mini runs/mse-lcm/final --on storyworld:test --count 100
+  sonarkit evaluate speech sonar --speech fr --on speech.tsv
   sonarkit lab
 
 Languages are FLORES-200 codes; the shipped mini model speaks eng_Latn, fra_Latn, deu_Latn and spa_Latn.

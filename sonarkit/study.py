@@ -116,9 +116,8 @@ def objectives(study: Objectives) -> str:
         name: rows[name] for name in (*objective_study.PAPER, *(f"{pooling} pooling" for pooling in POOLINGS)) if name in rows
     }
     text = objective_study.table(rows) + "\n\n" + objective_study.verdicts(objective_study.orderings(rows))
-    (study.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    (study.out / "rows.json").write_text(json.dumps({"study": str(study), "rows": rows}, indent=1), encoding="utf-8")
-    return text
+    named = replace(study, bitext=tuple(Path(file).name for file in study.bitext), test=Path(study.test).name)
+    return _keep(study.out, text, {"study": to_dict(named), "rows": rows})
 
 
 def jobs(study: Objectives) -> tuple[list[Job], list[Job]]:

@@ -94,7 +94,7 @@ def _may_ask() -> bool:
 
 def _ask(name: str, folder: Path) -> bool:
     question = (
-        f"The weights of {name!r} are Meta's, about 6 GB, under CC-BY-NC 4.0 ({LICENCE_URL}): not for commercial use.\n"
+        f"The weights of {name!r} are Meta's, under CC-BY-NC 4.0 ({LICENCE_URL}): not for commercial use.\n"
         f"Accept the licence and fetch them to {folder}? [y/N] "
     )
     print(question, end="", file=sys.stderr, flush=True)  # standard output may be a pipe

@@ -129,7 +129,7 @@ def test_a_yes_in_a_terminal_accepts_for_good(
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.endswith(f"Accept the licence and fetch them to {found.encoder.parent}? [y/N] ")
-    assert "about 6 GB, under CC-BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/)" in told.err
+    assert "Meta's, under CC-BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/)" in told.err
     note = found.encoder.parent / "accepted-CC-BY-NC-4.0.txt"
     assert "licence CC-BY-NC-4.0 (https://creativecommons.org/licenses/by-nc/4.0/) accepted on 2" in note.read_text()
     answer(monkeypatch, "n\n")
