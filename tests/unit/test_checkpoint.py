@@ -200,3 +200,9 @@ def test_assign_fills_a_module_on_the_meta_device_without_copying() -> None:
     checkpoint.assign(linear, tensors, Path("model.safetensors"))
     assert linear.weight.data_ptr() == tensors["weight"].data_ptr()
     assert linear.weight.requires_grad
+
+
+def test_weights_can_be_read_by_whom_other_files_can(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    checkpoint.write_safetensors(tmp_path / "model.safetensors", WEIGHTS, {})
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
