@@ -18,8 +18,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -29,7 +31,8 @@ import pyarrow as pa
 from torch import Tensor
 
 from sonarkit.core.distributed import World
-from sonarkit.core.files import Folder, Place, open_folder
+from sonarkit.core.files import Folder, Place, RemoteFolder, open_folder
+from sonarkit.core.lock import LOCK, sole_writer
 from sonarkit.store.progress import Progress, meet
 from sonarkit.text.corpora import Corpus
 from sonarkit.text.corpora import Document as Text
@@ -79,10 +82,24 @@ def build(
 
     The corpus is read twice, a small one once. The plan takes some 50 bytes a sentence on rank 0, and 8 on every rank while it
     encodes. A store that is whole is left as it is. `end_text` is the sentence that ends every document; it is encoded once and
-    kept in the manifest. Raises ValueError when `folder` holds a store with another stamp, when the corpus has no document
-    with a sentence, or is another than when the store was begun.
+    kept in the manifest. Raises ValueError when another process is writing into `folder` (at a URL that is not seen), when it
+    holds a store with another stamp, when the corpus has no document with a sentence, or is another than when the store was
+    begun.
     """
     place = open_folder(folder)
+    with _sole_writer(place, world):
+        return _build(corpus, place, stamp, coder, split, end_text, world)
+
+
+def _build(
+    corpus: Corpus,
+    place: Folder,
+    stamp: StoreStamp,
+    coder: Coder,
+    split: Callable[[str], list[str]],
+    end_text: str,
+    world: World,
+) -> dict[str, Any]:
     if world.rank == 0:
         place.make()
         _claim(place, stamp)
@@ -105,9 +122,27 @@ def build(
     return read_manifest(place)
 
 
+def _sole_writer(place: Folder, world: World) -> AbstractContextManager[None]:
+    """All ranks are one writer, for which rank 0 asks."""
+    return sole_writer(place.path) if world.rank == 0 and not isinstance(place, RemoteFolder) else nullcontext()
+
+
 def read_manifest(place: Folder) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads(place.read("manifest.json"))
-    return manifest
+    return _read(place, "manifest.json", place.read("manifest.json"))
+
+
+def _read(
+    place: Folder, name: str, data: bytes, remedy: str = "delete it and run the same encode command again"
+) -> dict[str, Any]:
+    """What a JSON file of a store says; ValueError, with the remedy, when it is damaged."""
+    try:
+        return dict(json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{place}/{name} is damaged ({error}); {remedy}") from error
+
+
+def _read_notes(place: Folder, names: list[str]) -> list[dict[str, Any]]:
+    return [_read(place, name, data) for name, data in zip(names, place.read_all(names))]
 
 
 def _whole(place: Folder) -> dict[str, Any] | None:
@@ -150,7 +185,7 @@ def _claim(place: Folder, stamp: StoreStamp) -> None:
     """Write the stamp of a new store, or refuse to go on with one made otherwise."""
     wanted = asdict(stamp)
     if place.exists("stamp.json"):
-        found = json.loads(place.read("stamp.json"))
+        found = _read(place, "stamp.json", place.read("stamp.json"), "choose another folder, or delete this one")
         differences = [
             f"{key}: {found.get(key)!r} there, {value!r} now" for key, value in wanted.items() if found.get(key) != value
         ]
@@ -158,7 +193,7 @@ def _claim(place: Folder, stamp: StoreStamp) -> None:
             raise ValueError(
                 f"{place} holds a store made otherwise ({'; '.join(differences)}); choose another folder or delete it"
             )
-    elif any(not name.endswith(".tmp") for name in place.names()):  # a writer that was killed may have left one
+    elif any(name != LOCK and not name.endswith(".tmp") for name in place.names()):  # a writer that was killed may have left one
         raise ValueError(f"{place} is not empty and holds no embedding store; choose an empty folder")
     else:
         place.write("stamp.json", json.dumps(wanted, indent=1).encode())
@@ -178,8 +213,11 @@ class Plan:
 
     @classmethod
     def read(cls, place: Folder) -> Plan:
-        with np.load(io.BytesIO(place.read(PLAN))) as arrays:
-            return cls(arrays["numbers"], arrays["sentences"], arrays["vectors"], arrays["digests"])
+        try:
+            with np.load(io.BytesIO(place.read(PLAN))) as arrays:
+                return cls(arrays["numbers"], arrays["sentences"], arrays["vectors"], arrays["digests"])
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+            raise ValueError(f"{place}/{PLAN} is damaged ({error}); delete it and run the same encode command again") from error
 
 
 def _hashes(shard: int) -> str:
@@ -216,7 +254,7 @@ def _write_plan(place: Folder, shards: int, corpus: str) -> None:
         raise ValueError(f"the corpus {corpus!r} has no document with a sentence; nothing to store")
     del hashes
     finished = {name: shard for shard in range(shards) if (name := _note(shard)) in there}
-    notes = [json.loads(data) for data in place.read_all(list(finished))]
+    notes = _read_notes(place, list(finished))
     known = sum(name.startswith("shard-") and name.endswith(".json") for name in there)
     if len(notes) < known or any(int(note["digest"], 16) != digests_K[shard] for note, shard in zip(notes, finished.values())):
         place.remove(names)
@@ -380,7 +418,7 @@ def arrow_bytes(
 
 
 def _write_manifest(place: Folder, stamp: StoreStamp, coder: Coder, end_text: str, plan: Plan, dropped: Counter[str]) -> None:
-    notes = [json.loads(data) for data in place.read_all([_note(shard) for shard in range(len(plan.digests_K))])]
+    notes = _read_notes(place, [_note(shard) for shard in range(len(plan.digests_K))])
     if [note["digest"] for note in notes] != [f"{int(digest):016x}" for digest in plan.digests_K]:
         raise _changed(place)
     written = [{key: value for key, value in note.items() if key != "dropped"} for note in notes if note["documents"]]
