@@ -157,21 +157,20 @@ class Watch:
         if self._world.rank > 1:
             return
         least = min(seen, key=lambda one: one.far)
-        if least.still * self._beat < least.seconds:
+        missing = [rank for rank, one in enumerate(seen) if one.beat >= 0 and one.mute * self._beat >= self._seconds]
+        mute = bool(missing)
+        if not mute and least.still * self._beat >= least.seconds:
+            missing = [rank for rank, one in enumerate(seen) if one.far == least.far]
+        speaker = 1 if 0 in missing else 0
+        if not missing or self._world.rank != speaker:
             return
-        behind = [rank for rank, one in enumerate(seen) if one.far == least.far]
-        speaker = 1 if 0 in behind else 0
-        if self._world.rank != speaker:
-            return
-        mute = [rank for rank in behind if seen[rank].mute * self._beat >= least.seconds / 2]
-        names = ", ".join(f"rank {rank} ({seen[rank].who})" for rank in (mute or behind)[:4])
-        there = f"at {least.where} for {least.seconds:g} s"
+        names = ", ".join(f"rank {rank} ({seen[rank].who})" for rank in missing[:4])
         if mute:
-            told = f"{names} has given no sign of life {there}"
-        elif len(behind) < len(seen):
-            told = f"{names} has been {there}, and the others wait"
+            told = f"{names} has given no sign of life for {self._seconds:g} s, since {seen[missing[0]].where} or soon after"
+        elif len(missing) < len(seen):
+            told = f"{names} has been at {least.where} for {least.seconds:g} s, and the others wait"
         else:
-            told = f"all ranks have been {there}: either they wait for one another, or they need more time"
+            told = f"all ranks have been at {least.where} for {least.seconds:g} s: they wait for one another, or need more time"
         print(f"sonarkit (rank {speaker}): {told}; the run ends here. Its checkpoints are kept", file=sys.stderr, flush=True)
         os._exit(1)  # the main thread waits for the others, deep in a library
 
