@@ -171,7 +171,7 @@ class Watch:
             told = f"{names} has been at {least.where} for {least.seconds:g} s, and the others wait"
         else:
             told = f"all ranks have been at {least.where} for {least.seconds:g} s: they wait for one another, or need more time"
-        print(f"sonarkit (rank {speaker}): {told}; the run ends here. Its checkpoints are kept", file=sys.stderr, flush=True)
+        print(f"sonarkit (rank {speaker}): {told}; it ends here; what was finished is kept", file=sys.stderr, flush=True)
         os._exit(1)  # the main thread waits for the others, deep in a library
 
 

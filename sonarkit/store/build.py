@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from sonarkit.core.distributed import World
+from sonarkit.core.distributed import PATIENCE, Watch, World
 from sonarkit.core.files import Folder, Place, RemoteFolder, open_folder
 from sonarkit.core.lock import LOCK, sole_writer
 from sonarkit.store.progress import Progress, meet
@@ -87,8 +87,8 @@ def build(
     begun.
     """
     place = open_folder(folder)
-    with _sole_writer(place, world):
-        return _build(corpus, place, stamp, coder, split, end_text, world)
+    with _sole_writer(place, world), Watch(world, PATIENCE.total_seconds()) as watch:
+        return _build(corpus, place, stamp, coder, split, end_text, world, watch)
 
 
 def _build(
@@ -99,6 +99,7 @@ def _build(
     split: Callable[[str], list[str]],
     end_text: str,
     world: World,
+    watch: Watch,
 ) -> dict[str, Any]:
     if world.rank == 0:
         place.make()
@@ -108,13 +109,13 @@ def _build(
         return manifest
     texts = _Texts(corpus)
     if not place.exists(PLAN):
-        shards = _hash_shards(texts, place, stamp.documents_per_shard, split, world)
+        shards = _hash_shards(texts, place, stamp.documents_per_shard, split, world, watch)
         meet(world)
         if world.rank == 0:
             _write_plan(place, shards, stamp.corpus)
     meet(world)
     plan = Plan.read(place)
-    _encode_shards(texts, place, stamp, coder, split, world, plan)
+    _encode_shards(texts, place, stamp, coder, split, world, watch, plan)
     if world.rank == 0:
         place.remove(name for name in place.names() if name.endswith((PLAN, ".hashes", ".tmp")))  # what killed ranks left, too
         _write_manifest(place, stamp, coder, end_text, plan, corpus.dropped)
@@ -232,11 +233,14 @@ def _digest(hashes: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(hashes, digest_size=8).digest(), "little")
 
 
-def _hash_shards(corpus: Iterable[Text], place: Folder, size: int, split: Callable[[str], list[str]], world: World) -> int:
+def _hash_shards(
+    corpus: Iterable[Text], place: Folder, size: int, split: Callable[[str], list[str]], world: World, watch: Watch
+) -> int:
     """Write the hashes of this rank's shards; the number of shards of all ranks."""
     there, shards, documents = place.names(), 0, 0
     with Progress(world, "read", "documents") as progress:
         for shard, texts in _shards(corpus, size):
+            watch.at(f"reading shard {shard}")
             shards, documents = shard + 1, documents + len(texts)
             if shard % world.size == world.rank and _hashes(shard) not in there:
                 place.write(_hashes(shard), hash_sentences([sentence for text in texts for sentence in split(text.text)]))
@@ -303,6 +307,7 @@ def _encode_shards(
     coder: Coder,
     split: Callable[[str], list[str]],
     world: World,
+    watch: Watch,
     plan: Plan,
 ) -> None:
     """Encode this rank's shards that have no note yet, and wait for the other ranks."""
@@ -323,6 +328,7 @@ def _encode_shards(
 
     with Progress(world, "encode", "sentences", int(plan.vectors_K.sum()), done) as progress:
         for shard, texts in _shards(corpus, stamp.documents_per_shard):
+            watch.at(f"encoding shard {shard}")
             shards = shard + 1
             if shard % world.size == world.rank and _note(shard) not in there:
                 _write_shard(place, shard, texts, stamp.width, coder, split, plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attempts import STEPS, contents, encode, losses, save, train_llm
@@ -41,10 +42,10 @@ def leave(disk: Path, pages: int) -> Path:
     return ballast
 
 
-def told(work: Callable[[], None]) -> str:
+def told(work: Callable[..., None], *arguments: Any, **options: Any) -> str:
     """What the work says about the disk; "" where it was through."""
     try:
-        work()
+        work(*arguments, **options)
     except OSError as error:
         return str(error)
     return ""
@@ -54,7 +55,7 @@ def test_encoding(disk: Path, corpus: Path, whole_store: Path) -> None:
     full, store = 0, disk / "store"
     for pages in range(0, 26, 2):
         ballast = leave(disk, pages)
-        if error := told(lambda: encode(corpus, store)):
+        if error := told(encode, corpus, store):
             full += 1
             assert f"could not write {store}/" in error and "No space left" in error, error
             assert "nothing was written. Free space or choose another place, and start again" in error
@@ -74,7 +75,7 @@ def test_encoding(disk: Path, corpus: Path, whole_store: Path) -> None:
 def test_a_store_that_is_begun_goes_on_where_it_was(disk: Path, corpus: Path, whole_store: Path) -> None:
     store = disk / "store"
     ballast = leave(disk, 9)
-    assert told(lambda: encode(corpus, store))
+    assert told(encode, corpus, store)
     before = {path: path.stat().st_mtime_ns for path in store.glob("shard*.json")}
     assert before
     ballast.unlink()
@@ -89,7 +90,7 @@ def test_training(tensorboard: bool, disk: Path, whole_store: Path, whole_run: P
     for pages in (0, 1, 2, 6, 12, 20, 28, 40, 55) if not tensorboard else (3, 20):
         out = disk / f"run-{pages}"
         ballast = leave(disk, pages)
-        if error := told(lambda: train_llm(whole_store, out, tensorboard=tensorboard)):
+        if error := told(train_llm, whole_store, out, tensorboard=tensorboard):
             full += 1
             assert str(out) in error and "No space left" in error and "Free space" in error, error
             assert checkpoint.latest(out) is None or checkpoint.read(checkpoint.latest(out))
@@ -107,7 +108,7 @@ def test_saving(disk: Path) -> None:
     before = contents(disk / "model")
     for pages in (0, 1, 3):
         ballast = leave(disk, pages)
-        error = told(lambda: save(disk / "model"))
+        error = told(save, disk / "model")
         assert f"could not write {disk / 'model' / 'model.safetensors'}" in error and "the old file is kept. Free space" in error
         assert contents(disk / "model") == before
         ballast.unlink()

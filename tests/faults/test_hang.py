@@ -33,8 +33,8 @@ def test_a_rank_that_hangs_is_named_and_the_ranks_begin_again(whole_store: Path,
     first, second = (line for line in found.stderr.splitlines() if line.startswith("sonarkit (rank"))
     silent = rf"rank 1 .process \d+ on .*. has given no sign of life for {HANG_SECONDS} s, since .* or soon after"
     stuck = rf"rank 0 .process \d+ on .*. has been at step 5 for {HANG_SECONDS} s, and the others wait"
-    assert re.fullmatch(rf"sonarkit .rank 0.: {silent}; the run ends here. Its checkpoints are kept", first)
-    assert re.fullmatch(rf"sonarkit .rank 1.: {stuck}; the run ends here. Its checkpoints are kept", second)
+    assert re.fullmatch(rf"sonarkit .rank 0.: {silent}; it ends here; what was finished is kept", first)
+    assert re.fullmatch(rf"sonarkit .rank 1.: {stuck}; it ends here; what was finished is kept", second)
     assert found.stdout.count(f"resumed {out} from step") == 2
     assert [step for step, _, _ in losses(out)] == list(range(1, STEPS + 1))
     assert [loss for _, loss, _ in losses(out)] == pytest.approx([loss for _, loss, _ in losses(whole_run)], rel=1e-5)
