@@ -64,7 +64,7 @@ from sonarkit.training.speech_task import SpeechTask, Targets, judge, teacher_ve
 from sonarkit.training.token_task import TokenLossOptions, TokenTask  # noqa: E402
 
 Model = TypeVar("Model", bound=ConceptModule)
-VERIFIED = 16e9  # bytes of a store whose checksums are looked at before it is trained on: some ten seconds
+VERIFIED = 16e9  # bytes: of a larger store the checksums are not looked at before each training
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -168,8 +168,9 @@ class Store:
             raise ValueError(f"shard {where} is damaged (its checksum is off); {remedy}")
         try:
             batch = pa.ipc.open_file(pa.BufferReader(data)).get_batch(0)
+            batch.validate()  # that no column reaches beyond the file; reads none of it
             columns = _Shard.of(batch)
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
+        except (pa.ArrowException, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"shard {where} is damaged ({error}); {remedy}") from error
         found = {"documents": batch.num_rows, "sentences": len(columns.numbers_N), "distinct": len(columns.vectors_VD)}
         for what, count in found.items():
