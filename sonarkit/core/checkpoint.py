@@ -10,6 +10,7 @@ renamed when it is whole. Ranks on several machines need one file system.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -246,10 +247,9 @@ def _trainer_file(rank: int) -> str:
 
 
 def _write_trainer(path: Path, state: dict[str, Any]) -> None:
-    try:
-        torch.save(state, path)
-    except RuntimeError as error:  # how torch reports a full disk
-        raise OSError(f"{path.name}: {error}") from error
+    buffer = io.BytesIO()  # torch itself tells of a full disk in riddles
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def _sha256(path: Path) -> str:
