@@ -64,6 +64,7 @@ from sonarkit.training.speech_task import SpeechTask, Targets, judge, teacher_ve
 from sonarkit.training.token_task import TokenLossOptions, TokenTask  # noqa: E402
 
 Model = TypeVar("Model", bound=ConceptModule)
+VERIFIED = 16e9  # bytes: of a larger store the checksums are not looked at before each training
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -186,6 +187,10 @@ class Opened:
         sonar = Sonar.from_pretrained(run.codec)
         fingerprint = sonar.fingerprint()
         stores, valid = [Store(part.store, fingerprint) for part in run.parts], Store(run.valid, fingerprint)
+        if world.rank == 0:
+            for store in (*stores, valid):
+                if not store.verify(most=VERIFIED):
+                    print0(world, f"{store.folder} is large, so its checksums were not looked at; Store(...).verify() does that")
         weights = [part.weight * len(store) for part, store in zip(run.parts, stores)]
         if run.holds_bfloat16(run.train.in_bfloat16(world.device)):
             sonar.to(torch.bfloat16)

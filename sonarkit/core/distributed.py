@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import platform
+import sys
+import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -13,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 PATIENCE = timedelta(hours=2)  # rank 0 may evaluate alone for long; torchrun itself ends the others when a rank dies
+BEAT = 10.0  # seconds at most between two signs of life of a rank
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    store: dist.Store | None = field(default=None, compare=False, repr=False)  # what all ranks can read and write
 
 
 def start(device: str = "auto") -> World:
@@ -41,13 +48,14 @@ def start(device: str = "auto") -> World:
         if (chosen.index or 0) >= here:
             raise ValueError(f"device {chosen} is not there (this machine has {here} GPUs); use fewer ranks or --device cpu")
         torch.cuda.set_device(chosen)
+    store = None
     if size > 1 and not dist.is_initialized():
         # gloo beside NCCL, for what lies on the CPU: checkpoints are written from there
         backend, device_id = ("cpu:gloo,cuda:nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
-        dist.init_process_group(
-            backend, timeout=PATIENCE, store=_store(rank, size), rank=rank, world_size=size, device_id=device_id
-        )
-    return World(rank, size, local_rank, chosen)
+        store = _store(rank, size)
+        # the last resort: `Watch` says more, and sooner
+        dist.init_process_group(backend, timeout=1.5 * PATIENCE, store=store, rank=rank, world_size=size, device_id=device_id)
+    return World(rank, size, local_rank, chosen, store)
 
 
 def _store(rank: int, size: int) -> dist.Store:
@@ -89,6 +97,111 @@ def sum_over_ranks(world: World, values: Tensor) -> Tensor:
     summed = values.to(world.device, copy=True)
     dist.all_reduce(summed)
     return summed.to(values.device)
+
+
+# ---------------------------------------------------------------------- a rank that hangs
+
+_watches = itertools.count()
+
+
+class Watch:
+    """`with Watch(world, seconds) as watch:` ends this process, with a line that says which rank hangs and where, when one does.
+
+    torchrun then ends the others and, with `--max-restarts`, begins again. Every rank tells how far it is: how many
+    collectives it has entered, and what it calls `at` with (all ranks in the same order). A thread puts that into the ranks'
+    common store, where ranks 0 and 1 read it. The rank that is least far hangs when it has not moved for `seconds`; one that
+    gives no sign of life is told from one that does. Beats are counted, not clocks compared: neither a clock that jumps nor a
+    machine that sleeps makes a rank hang.
+    """
+
+    def __init__(self, world: World, seconds: float) -> None:
+        self._world, self._seconds, self._beat = world, seconds, min(BEAT, seconds / 5)
+        self._here: tuple[int, float, str] = 0, PATIENCE.total_seconds(), "the beginning"
+        self._name, self._over = f"watch-{next(_watches)}", threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def at(self, where: str, seconds: float | None = None) -> None:
+        """This rank is at `where` now, which may take `seconds` instead of the usual."""
+        self._here = self._here[0] + 1, seconds or self._seconds, where
+
+    def __enter__(self) -> Watch:
+        if self._world.store is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._world.store is not None:
+            self._thread.join()
+
+    def _look(self) -> None:
+        assert self._world.store is not None
+        store = self._world.store.clone()  # a connection of its own: the main thread may wait on the other for long
+        keys = [f"{self._name}/{rank}" for rank in range(self._world.size)]
+        seen = [_Seen() for _ in keys]
+        for beat in itertools.count():
+            count, seconds, where = self._here
+            told = [beat, [_collectives(), count], seconds, where, f"process {os.getpid()} on {platform.node()}"]
+            try:
+                store.set(keys[self._world.rank], json.dumps(told))
+                if self._world.rank < 2:
+                    for key, one in zip(keys, seen):
+                        one.hear(json.loads(store.get(key)) if store.check([key]) else _UNHEARD)
+            except RuntimeError:  # torchrun is gone, and takes the ranks with it
+                return
+            self._judge(seen)
+            if self._over.wait(self._beat):
+                return
+
+    def _judge(self, seen: list[_Seen]) -> None:
+        if self._world.rank > 1:
+            return
+        least = min(seen, key=lambda one: one.far)
+        missing = [rank for rank, one in enumerate(seen) if one.beat >= 0 and one.mute * self._beat >= self._seconds]
+        mute = bool(missing)
+        if not mute and least.still * self._beat >= least.seconds:
+            missing = [rank for rank, one in enumerate(seen) if one.far == least.far]
+        speaker = 1 if 0 in missing else 0
+        if not missing or self._world.rank != speaker:
+            return
+        names = ", ".join(f"rank {rank} ({seen[rank].who})" for rank in missing[:4])
+        if mute:
+            told = f"{names} has given no sign of life for {self._seconds:g} s, since {seen[missing[0]].where} or soon after"
+        elif len(missing) < len(seen):
+            told = f"{names} has been at {least.where} for {least.seconds:g} s, and the others wait"
+        else:
+            told = f"all ranks have been at {least.where} for {least.seconds:g} s: they wait for one another, or need more time"
+        print(f"sonarkit (rank {speaker}): {told}; it ends here; what was finished is kept", file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread waits for the others, deep in a library
+
+
+_UNHEARD = [-1, [-1, -1], PATIENCE.total_seconds(), "the beginning", "never heard of"]
+
+
+@dataclass
+class _Seen:
+    """What is known of a rank, and for how many looks it has been so."""
+
+    beat: int = -2
+    far: list[int] = field(default_factory=lambda: [-2, -2])
+    seconds: float = 0.0
+    where: str = ""
+    who: str = ""
+    mute: int = 0  # looks without another beat
+    still: int = 0  # looks without getting further
+
+    def hear(self, told: list) -> None:
+        beat, far, self.seconds, self.where, self.who = told
+        self.mute = 0 if beat != self.beat else self.mute + 1
+        self.still = 0 if far != self.far else self.still + 1
+        self.beat, self.far = beat, far
+
+
+def _collectives() -> int:
+    """How many collectives this rank has entered, on its GPU and its CPU."""
+    group = dist.distributed_c10d._get_default_group()
+    backends = {group._get_backend(device) for device in group._device_types}
+    return sum(backend._get_sequence_number_for_group() for backend in backends)
 
 
 # ---------------------------------------------------------------------- one model on many ranks

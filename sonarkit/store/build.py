@@ -18,8 +18,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -28,8 +30,9 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from sonarkit.core.distributed import World
-from sonarkit.core.files import Folder, Place, open_folder
+from sonarkit.core.distributed import PATIENCE, Watch, World
+from sonarkit.core.files import Folder, Place, RemoteFolder, open_folder
+from sonarkit.core.lock import LOCK, sole_writer
 from sonarkit.store.progress import Progress, meet
 from sonarkit.text.corpora import Corpus
 from sonarkit.text.corpora import Document as Text
@@ -79,10 +82,25 @@ def build(
 
     The corpus is read twice, a small one once. The plan takes some 50 bytes a sentence on rank 0, and 8 on every rank while it
     encodes. A store that is whole is left as it is. `end_text` is the sentence that ends every document; it is encoded once and
-    kept in the manifest. Raises ValueError when `folder` holds a store with another stamp, when the corpus has no document
-    with a sentence, or is another than when the store was begun.
+    kept in the manifest. Raises ValueError when another process is writing into `folder` (at a URL that is not seen), when it
+    holds a store with another stamp, when the corpus has no document with a sentence, or is another than when the store was
+    begun.
     """
     place = open_folder(folder)
+    with _sole_writer(place, world), Watch(world, PATIENCE.total_seconds()) as watch:
+        return _build(corpus, place, stamp, coder, split, end_text, world, watch)
+
+
+def _build(
+    corpus: Corpus,
+    place: Folder,
+    stamp: StoreStamp,
+    coder: Coder,
+    split: Callable[[str], list[str]],
+    end_text: str,
+    world: World,
+    watch: Watch,
+) -> dict[str, Any]:
     if world.rank == 0:
         place.make()
         _claim(place, stamp)
@@ -91,13 +109,13 @@ def build(
         return manifest
     texts = _Texts(corpus)
     if not place.exists(PLAN):
-        shards = _hash_shards(texts, place, stamp.documents_per_shard, split, world)
+        shards = _hash_shards(texts, place, stamp.documents_per_shard, split, world, watch)
         meet(world)
         if world.rank == 0:
             _write_plan(place, shards, stamp.corpus)
     meet(world)
     plan = Plan.read(place)
-    _encode_shards(texts, place, stamp, coder, split, world, plan)
+    _encode_shards(texts, place, stamp, coder, split, world, watch, plan)
     if world.rank == 0:
         place.remove(name for name in place.names() if name.endswith((PLAN, ".hashes", ".tmp")))  # what killed ranks left, too
         _write_manifest(place, stamp, coder, end_text, plan, corpus.dropped)
@@ -105,9 +123,27 @@ def build(
     return read_manifest(place)
 
 
+def _sole_writer(place: Folder, world: World) -> AbstractContextManager[None]:
+    """All ranks are one writer, for which rank 0 asks."""
+    return sole_writer(place.path) if world.rank == 0 and not isinstance(place, RemoteFolder) else nullcontext()
+
+
 def read_manifest(place: Folder) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads(place.read("manifest.json"))
-    return manifest
+    return _read(place, "manifest.json", place.read("manifest.json"))
+
+
+def _read(
+    place: Folder, name: str, data: bytes, remedy: str = "delete it and run the same encode command again"
+) -> dict[str, Any]:
+    """What a JSON file of a store says; ValueError, with the remedy, when it is damaged."""
+    try:
+        return dict(json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{place}/{name} is damaged ({error}); {remedy}") from error
+
+
+def _read_notes(place: Folder, names: list[str]) -> list[dict[str, Any]]:
+    return [_read(place, name, data) for name, data in zip(names, place.read_all(names))]
 
 
 def _whole(place: Folder) -> dict[str, Any] | None:
@@ -150,7 +186,7 @@ def _claim(place: Folder, stamp: StoreStamp) -> None:
     """Write the stamp of a new store, or refuse to go on with one made otherwise."""
     wanted = asdict(stamp)
     if place.exists("stamp.json"):
-        found = json.loads(place.read("stamp.json"))
+        found = _read(place, "stamp.json", place.read("stamp.json"), "choose another folder, or delete this one")
         differences = [
             f"{key}: {found.get(key)!r} there, {value!r} now" for key, value in wanted.items() if found.get(key) != value
         ]
@@ -158,7 +194,7 @@ def _claim(place: Folder, stamp: StoreStamp) -> None:
             raise ValueError(
                 f"{place} holds a store made otherwise ({'; '.join(differences)}); choose another folder or delete it"
             )
-    elif any(not name.endswith(".tmp") for name in place.names()):  # a writer that was killed may have left one
+    elif any(name != LOCK and not name.endswith(".tmp") for name in place.names()):  # a writer that was killed may have left one
         raise ValueError(f"{place} is not empty and holds no embedding store; choose an empty folder")
     else:
         place.write("stamp.json", json.dumps(wanted, indent=1).encode())
@@ -178,8 +214,11 @@ class Plan:
 
     @classmethod
     def read(cls, place: Folder) -> Plan:
-        with np.load(io.BytesIO(place.read(PLAN))) as arrays:
-            return cls(arrays["numbers"], arrays["sentences"], arrays["vectors"], arrays["digests"])
+        try:
+            with np.load(io.BytesIO(place.read(PLAN))) as arrays:
+                return cls(arrays["numbers"], arrays["sentences"], arrays["vectors"], arrays["digests"])
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+            raise ValueError(f"{place}/{PLAN} is damaged ({error}); delete it and run the same encode command again") from error
 
 
 def _hashes(shard: int) -> str:
@@ -194,11 +233,14 @@ def _digest(hashes: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(hashes, digest_size=8).digest(), "little")
 
 
-def _hash_shards(corpus: Iterable[Text], place: Folder, size: int, split: Callable[[str], list[str]], world: World) -> int:
+def _hash_shards(
+    corpus: Iterable[Text], place: Folder, size: int, split: Callable[[str], list[str]], world: World, watch: Watch
+) -> int:
     """Write the hashes of this rank's shards; the number of shards of all ranks."""
     there, shards, documents = place.names(), 0, 0
     with Progress(world, "read", "documents") as progress:
         for shard, texts in _shards(corpus, size):
+            watch.at(f"reading shard {shard}")
             shards, documents = shard + 1, documents + len(texts)
             if shard % world.size == world.rank and _hashes(shard) not in there:
                 place.write(_hashes(shard), hash_sentences([sentence for text in texts for sentence in split(text.text)]))
@@ -216,7 +258,7 @@ def _write_plan(place: Folder, shards: int, corpus: str) -> None:
         raise ValueError(f"the corpus {corpus!r} has no document with a sentence; nothing to store")
     del hashes
     finished = {name: shard for shard in range(shards) if (name := _note(shard)) in there}
-    notes = [json.loads(data) for data in place.read_all(list(finished))]
+    notes = _read_notes(place, list(finished))
     known = sum(name.startswith("shard-") and name.endswith(".json") for name in there)
     if len(notes) < known or any(int(note["digest"], 16) != digests_K[shard] for note, shard in zip(notes, finished.values())):
         place.remove(names)
@@ -265,6 +307,7 @@ def _encode_shards(
     coder: Coder,
     split: Callable[[str], list[str]],
     world: World,
+    watch: Watch,
     plan: Plan,
 ) -> None:
     """Encode this rank's shards that have no note yet, and wait for the other ranks."""
@@ -285,6 +328,7 @@ def _encode_shards(
 
     with Progress(world, "encode", "sentences", int(plan.vectors_K.sum()), done) as progress:
         for shard, texts in _shards(corpus, stamp.documents_per_shard):
+            watch.at(f"encoding shard {shard}")
             shards = shard + 1
             if shard % world.size == world.rank and _note(shard) not in there:
                 _write_shard(place, shard, texts, stamp.width, coder, split, plan)
@@ -380,7 +424,7 @@ def arrow_bytes(
 
 
 def _write_manifest(place: Folder, stamp: StoreStamp, coder: Coder, end_text: str, plan: Plan, dropped: Counter[str]) -> None:
-    notes = [json.loads(data) for data in place.read_all([_note(shard) for shard in range(len(plan.digests_K))])]
+    notes = _read_notes(place, [_note(shard) for shard in range(len(plan.digests_K))])
     if [note["digest"] for note in notes] != [f"{int(digest):016x}" for digest in plan.digests_K]:
         raise _changed(place)
     written = [{key: value for key, value in note.items() if key != "dropped"} for note in notes if note["documents"]]

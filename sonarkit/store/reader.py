@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,43 @@ class Store:
         begins = np.cumsum([0, *(manifest["distinct"] for manifest in manifests)])
         # what a folder's number 0 is in the whole
         self._zeros = [int(begin) for begin, manifest in zip(begins, manifests) for _ in manifest["shards"]]
-        self._verify, self._cache = verify, cache
+        self._cache = cache
         self._shards: list[_Shard | None] = [None] * len(self._files)
+        if verify:
+            self.verify()
         for i, (place, _) in enumerate(self._files):
             if not isinstance(place, RemoteFolder):  # opening maps; what is remote must come first
                 self._shards[i] = self._open(i)
+
+    def verify(self, most: float = math.inf) -> bool:
+        """Hold every shard against its checksum, several at once; ValueError names one that is damaged.
+
+        At a URL only what is in the cache is read: what is fetched is always checked. Returns False, and reads nothing, when
+        there are more than `most` bytes.
+        """
+        paths = [self._path(place, shard) for place, shard in self._files]
+        here = [i for i, path in enumerate(paths) if path.is_file()]
+        if sum(paths[i].stat().st_size for i in here) > most:
+            return False
+
+        def check(i: int) -> None:
+            with open(paths[i], "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != self._files[i][1]["sha256"]:
+                    raise ValueError(f"shard {paths[i]} is damaged (its checksum is off); {self._remedy(i)}")
+
+        with ThreadPoolExecutor() as pool:
+            deque(pool.map(check, here), 0)
+        return True
+
+    def _path(self, place: Folder, shard: dict[str, Any]) -> Path:
+        """Where a shard lies on this machine, or would if it came from a URL and was kept."""
+        return _cached(shard["sha256"]) if isinstance(place, RemoteFolder) else place.path / shard["file"]
+
+    def _remedy(self, i: int) -> str:
+        place, shard = self._files[i]
+        if isinstance(place, RemoteFolder) and self._cache and self._path(place, shard).is_file():
+            return f"delete {self._path(place, shard)}, to fetch it again"
+        return f"delete it and {shard['file'].replace('.arrow', '.json')}, then run the same encode command again"
 
     def _shard(self, i: int) -> _Shard:
         shard = self._shards[i]
@@ -123,18 +156,21 @@ class Store:
 
     def _open(self, i: int) -> _Shard:
         place, shard = self._files[i]
-        where, note = f"{place}/{shard['file']}", shard["file"].replace(".arrow", ".json")
-        remedy = f"delete it and {note}, then run the same encode command again"
+        where, remedy = f"{place}/{shard['file']}", self._remedy(i)
         try:
-            data = self._buffer(place, shard, f"shard {where} is damaged (its checksum is off); {remedy}")
+            data = self._buffer(place, shard)
         except FileNotFoundError as error:
+            note = shard["file"].replace(".arrow", ".json")
             raise FileNotFoundError(
                 f"shard {where} is missing; delete {note} beside it and run the encode command again"
             ) from error
+        if data is None:
+            raise ValueError(f"shard {where} is damaged (its checksum is off); {remedy}")
         try:
             batch = pa.ipc.open_file(pa.BufferReader(data)).get_batch(0)
+            batch.validate()  # that no column reaches beyond the file; reads none of it
             columns = _Shard.of(batch)
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
+        except (pa.ArrowException, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"shard {where} is damaged ({error}); {remedy}") from error
         found = {"documents": batch.num_rows, "sentences": len(columns.numbers_N), "distinct": len(columns.vectors_VD)}
         for what, count in found.items():
@@ -144,21 +180,18 @@ class Store:
             raise ValueError(f"shard {where} has vectors of width {columns.vectors_VD.shape[1]}, expected {self.width}; {remedy}")
         return columns
 
-    def _buffer(self, place: Folder, shard: dict[str, Any], damaged: str) -> pa.Buffer:
-        """The bytes of a shard, mapped where they lie in a file."""
-        path = place.path / shard["file"] if not isinstance(place, RemoteFolder) else _cached(shard["sha256"])
+    def _buffer(self, place: Folder, shard: dict[str, Any]) -> pa.Buffer | None:
+        """The bytes of a shard, mapped where they lie in a file; None when those that came from a URL are damaged."""
+        path = self._path(place, shard)
         if isinstance(place, RemoteFolder) and not (self._cache and path.is_file()):
             data = place.read(shard["file"])
             if hashlib.sha256(data).hexdigest() != shard["sha256"]:
-                raise ValueError(damaged)
+                return None
             if not self._cache:
                 return pa.py_buffer(data)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda temporary: temporary.write_bytes(data))
-        buffer = _mapped(path)
-        if self._verify and hashlib.sha256(buffer).hexdigest() != shard["sha256"]:
-            raise ValueError(damaged)
-        return buffer
+        return _mapped(path)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -240,12 +273,7 @@ def _manifest(place: Folder, codec_fingerprint: str | None) -> dict[str, Any]:
             else "no embedding store; make one with sonarkit/encode.py"
         )
         raise FileNotFoundError(f"{place} holds {state}")
-    try:
-        manifest = read_manifest(place)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{place}/manifest.json is damaged ({error}); delete it and run the same encode command again"
-        ) from error
+    manifest = read_manifest(place)
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{place} has format {manifest.get('format')!r}, expected {FORMAT!r}; encode the corpus again, into another folder"

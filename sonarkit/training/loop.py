@@ -31,8 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sonarkit.core import checkpoint
 from sonarkit.core.config import difference, fingerprint, to_dict
-from sonarkit.core.distributed import World, barrier, multiplies_bfloat16, print0, replicate, sum_over_ranks
+from sonarkit.core.distributed import PATIENCE, Watch, World, barrier, multiplies_bfloat16, print0, replicate, sum_over_ranks
 from sonarkit.core.environment import environment
+from sonarkit.core.lock import sole_writer
 from sonarkit.core.loss import LossSum
 from sonarkit.core.peak import matrix_peak
 from sonarkit.training.metrics import RunLog, peak_memory_gb
@@ -56,6 +57,8 @@ class TrainConfig:
     `parallel` is how several ranks hold the model: whole on each ("ddp"), or in parts ("fsdp": for what does not fit).
     A step whose loss or gradient is not finite, or whose loss is above `spike` times the usual (the mean of the last
     50 or so; 0 is off), is skipped or ends the run, as `bad_step` says; `bad_steps.jsonl` keeps which documents it had.
+    A step that some rank has not come through after `hang_minutes` ends the run with a line that names the rank; evaluating
+    and saving may take two hours.
     `tensorboard` writes event files to `out`/tensorboard; `wandb` names the Weights & Biases project to report to.
     """
 
@@ -72,6 +75,7 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     bad_step: Literal["skip", "stop"] = "skip"
     spike: float = 0.0
+    hang_minutes: float = 30.0
     tensorboard: bool = True
     wandb: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -80,6 +84,8 @@ class TrainConfig:
         object.__setattr__(self, "out", Path(self.out))  # a plain string will do
         if min(self.steps, self.log_every, self.keep) < 1 or min(self.eval_every, self.save_every) < 0:
             raise ValueError(f"steps, log_every and keep must be at least 1, eval_every and save_every at least 0: {self}")
+        if self.hang_minutes <= 0:
+            raise ValueError(f"hang_minutes is how long a step may take, above 0; got {self.hang_minutes}")
         if self.spike and self.spike <= 1:
             raise ValueError(f"spike is how many times the usual loss is too much, above 1, or 0 for off; got {self.spike}")
 
@@ -146,10 +152,19 @@ class TrainState:
 def train(task: Task, config: TrainConfig, world: World) -> Evaluation:
     """Train `task` up to `config.steps`, from its newest checkpoint if there is one. Returns the last evaluation.
 
-    SIGTERM and Ctrl-C finish the step, save and return. Raises ValueError when the run in `config.out` was begun
-    with another configuration (the differences are named), FloatingPointError when the loss stays not finite or a bad step
-    is to stop the run, OSError when a checkpoint cannot be written; the checkpoints before it are kept.
+    SIGTERM and Ctrl-C finish the step, save and return. Raises ValueError when the run in `config.out` is being trained by
+    another process, or was begun with another configuration (the differences are named), FloatingPointError when the loss
+    stays not finite or a bad step is to stop the run, OSError when a checkpoint cannot be written; those before it are kept.
     """
+    with sole_writer(config.out) if world.rank == 0 else nullcontext(), Watch(world, 60 * config.hang_minutes) as watch:
+        return _train(task, config, world, watch)
+
+
+def _train(task: Task, config: TrainConfig, world: World, watch: Watch) -> Evaluation:
+    if world.rank == 0:
+        for half in [*config.out.glob("*.tmp"), *config.out.glob("final/*.tmp")]:  # files of a killed run
+            if half.is_file():
+                half.unlink()
     if config.threads:
         torch.set_num_threads(config.threads)
     _seed(config.seed + world.rank)
@@ -179,6 +194,7 @@ def train(task: Task, config: TrainConfig, world: World) -> Evaluation:
     with _stop_on_signal() as stop, log, checkpoints, batches:
         stopping = False
         while state.step < config.steps and not stopping:
+            watch.at(f"step {state.step + 1}")
             began = time.monotonic()
             rate = learning_rate(state.step, config.steps, config.optimizer)
             sums, step = _Sums(world), next(batches)
@@ -223,6 +239,7 @@ def train(task: Task, config: TrainConfig, world: World) -> Evaluation:
             if state.step % config.log_every == 0 or last or stopping:
                 log.train(_train_record(state, config, logged, task.loss_unit, rate, norm, half))
                 logged = _Sums(world)
+            watch.at(f"evaluating or saving after step {state.step}", PATIENCE.total_seconds())
             if last or _due(state.step, config.eval_every):
                 state.evaluation = _evaluate(task, world)
                 state.seconds = before + time.monotonic() - sitting
@@ -441,7 +458,18 @@ def _restore_random_states(states: dict[str, Any]) -> None:
 def _run_config(task: Task, config: TrainConfig) -> dict[str, Any]:
     """What a resume must agree on: not where the run lies, how often it reports, or when it pauses."""
     training = to_dict(config)
-    reporting = ("out", "log_every", "eval_every", "save_every", "keep", "threads", "max_minutes", "tensorboard", "wandb")
+    reporting = (
+        "out",
+        "log_every",
+        "eval_every",
+        "save_every",
+        "keep",
+        "threads",
+        "max_minutes",
+        "hang_minutes",
+        "tensorboard",
+        "wandb",
+    )
     for name in (*reporting, "parallel", "bad_step"):
         del training[name]
     return json.loads(json.dumps({**task.config(), "training": training}))  # as it will come back from the file
@@ -454,7 +482,10 @@ def _note_sitting(task: Task, config: TrainConfig, world: World, state: TrainSta
     path = config.out / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     run = _run_config(task, config)
-    sittings = json.loads(path.read_text(encoding="utf-8"))["sittings"] if path.is_file() else []
+    try:
+        sittings = json.loads(path.read_text(encoding="utf-8"))["sittings"] if path.is_file() else []
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); move it away and run the same command again") from error
     sittings.append({"from_step": state.step, **environment()})
     text = json.dumps({"fingerprint": fingerprint(run), "config": run, "sittings": sittings}, indent=1) + "\n"
     checkpoint.write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -103,10 +103,14 @@ class RunLog:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
-        if self.speaks:
-            self._file.close()
-        for sink in self._sinks:
-            sink.close(failed=error is not None)
+        try:
+            if self.speaks:
+                self._file.close()
+            for sink in self._sinks:
+                sink.close(failed=error is not None)
+        except OSError as late:  # a full disk tells again what it could not write before
+            if error is None:
+                raise self._not_written(late) from late
 
     def advance(self) -> None:
         """One more step is done."""
@@ -148,9 +152,12 @@ class RunLog:
             for sink in self._sinks:
                 sink.write(record["kind"], record["step"], shown)
         except OSError as error:
-            raise OSError(
-                f"could not write {self.path} ({error}); the checkpoints are kept. Free space and run the same command again"
-            ) from error
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> OSError:
+        return OSError(
+            f"could not write {self.path} ({error}); the checkpoints are kept. Free space and run the same command again"
+        )
 
 
 class TensorBoard:

@@ -177,6 +177,32 @@ def test_weights_come_back_and_damage_is_named(tmp_path: Path) -> None:
         checkpoint.read_safetensors(path)
 
 
+def test_a_flipped_bit_in_a_weights_file_is_found_wherever_it_is(tmp_path: Path) -> None:
+    """But in the name of the checksum itself, where no weight changes."""
+    path = tmp_path / "model.safetensors"
+    checkpoint.write_safetensors(path, WEIGHTS, {"format": "test", "more": 'a "quoted" ü'})
+    whole = path.read_bytes()
+    name = range(whole.index(b'"crc32"'), whole.index(b'"crc32"') + len(b'"crc32":"'))
+    for place in (place for place in range(len(whole)) if place not in name):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+            checkpoint.read_safetensors(path)
+
+
+def test_the_same_weights_are_the_same_bytes_and_older_files_without_a_checksum_are_read(tmp_path: Path) -> None:
+    new, old = tmp_path / "new.safetensors", tmp_path / "old.safetensors"
+    written = set()
+    for _ in range(5):  # safetensors itself gives three keys in any order
+        checkpoint.write_safetensors(new, WEIGHTS, {"format": "test", "codec": "none"})
+        written.add(new.read_bytes())
+    assert len(written) == 1
+    with safetensors.safe_open(new, "pt") as file:
+        assert file.metadata().keys() == {"format", "codec", "crc32"}
+    safetensors.torch.save_file(WEIGHTS, old, {"format": "test"})
+    for path in (new, old):
+        assert all(torch.equal(value, WEIGHTS[key]) for key, value in checkpoint.read_safetensors(path).items())
+
+
 def test_a_full_disk_keeps_the_old_weights(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     checkpoint.write_safetensors(path, WEIGHTS, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from sonarkit.core import distributed
-from sonarkit.core.distributed import World
+from sonarkit.core.distributed import Watch, World, _Seen
 
 RANKS = 2
 
@@ -74,6 +75,45 @@ def test_one_process_needs_no_group() -> None:
     distributed.broadcast_weights(world, model)
     distributed.barrier(world)
     distributed.stop()
+
+
+def look(
+    rank: int,
+    ways: dict[int, tuple[int, bool]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+) -> str:
+    """What `rank` says in 20 looks, two seconds apart, at three ranks that wait in their tenth collective, having 10 seconds.
+
+    `ways` tells of those that do otherwise: the collective they have come to, and whether their thread is alive.
+    """
+    monkeypatch.setattr(distributed.os, "_exit", sys.exit)
+    watch, seen = Watch(World(rank, 3, rank, torch.device("cpu")), 10.0), [_Seen() for _ in range(3)]
+    for beat in range(20):
+        for other, one in enumerate(seen):
+            collective, alive = ways.get(other, (10, True))
+            one.hear([beat * alive, [collective, 7], seconds, "step 7", f"process {other} on here"])
+        try:
+            watch._judge(seen)
+        except SystemExit as end:
+            assert end.code == 1 and beat == 5, "as soon as 10 seconds are over"
+            return capsys.readouterr().err
+    return ""
+
+
+def test_the_rank_that_the_others_wait_for_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(rank: int, ways: dict[int, tuple[int, bool]], seconds: float = 10.0) -> str:
+        return look(rank, ways, capsys, monkeypatch, seconds)
+
+    told = "sonarkit (rank 0): rank 2 (process 2 on here) has been at step 7 for 10 s, and the others wait; it ends here"
+    assert said(0, {2: (9, True)}).startswith(told)
+    assert said(1, {2: (9, True)}) == said(2, {2: (9, True)}) == "", "one rank speaks"
+    assert said(0, {0: (9, True)}) == "" and "(rank 1): rank 0 (process 0 on here) has been" in said(1, {0: (9, True)})
+    assert "rank 2 (process 2 on here) has given no sign of life for 10 s, since step 7" in said(0, {2: (10, False)})
+    assert "all ranks have been at step 7 for 10 s: they wait for one another" in said(1, {})
+    assert said(0, {2: (9, True)}, seconds=60.0) == "", "an evaluation may take longer"
+    assert "no sign of life for 10 s" in said(0, {2: (9, False)}, seconds=60.0), "but not without a sign of life"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")

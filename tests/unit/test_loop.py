@@ -201,6 +201,20 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) == tmp_path / "step-00000004"
 
 
+def test_what_a_killed_run_left_half_written_is_swept_away_and_a_damaged_note_is_named(whole_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "final").mkdir()
+    for name in ("run.json.17.tmp", "final/model.safetensors.17.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    train(ToyTask(), config(tmp_path), ALONE)
+    assert not list(tmp_path.rglob("*.tmp"))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="run.json is damaged .*; move it away and run the same command again"):
+        train(ToyTask(), config(tmp_path), ALONE)
+    (tmp_path / "run.json").unlink()
+    train(ToyTask(), config(tmp_path), ALONE)
+    assert_same_run(whole_run, tmp_path)
+
+
 def test_max_minutes_pauses_without_changing_the_schedule(whole_run: Path, tmp_path: Path) -> None:
     sittings = 0
     while not (tmp_path / "final").exists():
@@ -447,7 +461,7 @@ def test_impossible_settings_are_refused(tmp_path: Path) -> None:
     for field, value in {"lr": 0.0, "clip": -1.0, "betas": (0.9, 1.0), "min_lr_ratio": 2.0}.items():
         with pytest.raises(ValueError, match=field):
             replace(OPTIMIZER, **{field: value})
-    for field in ("steps", "log_every", "keep"):
+    for field in ("steps", "log_every", "keep", "hang_minutes"):
         with pytest.raises(ValueError, match=field):
             config(tmp_path, **{field: 0})
     assert TrainConfig("runs/a", 1).out == Path("runs/a")  # type: ignore[arg-type]

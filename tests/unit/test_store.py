@@ -394,7 +394,9 @@ def test_progress_counts_all_ranks_and_tells_the_remaining_time(
     monkeypatch.setattr(building, "meet", lambda world, meanwhile=None: None)
     monkeypatch.setattr(building, "_write_shard", other_rank_too)
     hashes = building._hash_shards
-    monkeypatch.setattr(building, "_hash_shards", lambda *arguments: hashes(*arguments[:-1], ALONE))  # the other's share, too
+    monkeypatch.setattr(
+        building, "_hash_shards", lambda *arguments: hashes(*arguments[:-2], ALONE, arguments[-1])
+    )  # the other's share, too
     capsys.readouterr()
     encode_into(corpus, tmp_path / "store", sonar, World(0, 2, 0, CPU), documents_per_shard=2)
     told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("encode")]
