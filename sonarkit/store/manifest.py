@@ -18,12 +18,14 @@ _SHARD_KINDS: dict[str, type] = {"file": str, "sha256": str, **dict.fromkeys(_CO
 
 
 def check_manifest(place: object, manifest: dict[str, Any]) -> None:
-    """ValueError, naming the entry, for one of another kind than `build` writes, and for a shard outside of the store's folder."""
+    """ValueError, naming the entry, for one of another kind than `build` writes and for a shard outside of the store."""
     try:
         _expect(manifest, _KINDS, "")
         end = manifest["end_of_sequence"]
         _expect(end, {"text": str, "tokens": list, "vector": list}, "end_of_sequence.")
-        if len(end["vector"]) != manifest["width"] or not all(isinstance(x, int | float) for x in [*end["tokens"], *end["vector"]]):
+        if len(end["vector"]) != manifest["width"] or not all(
+            isinstance(x, int | float) for x in [*end["tokens"], *end["vector"]]
+        ):
             raise ValueError(f"expected end_of_sequence to have numbers, {manifest['width']} of them as its vector")
         for i, shard in enumerate(manifest["shards"]):
             _expect(shard, _SHARD_KINDS, f"shards[{i}].")

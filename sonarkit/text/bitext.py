@@ -419,6 +419,8 @@ def _tmx(path: Path) -> Records:
                     if not within and tag != "tmx":
                         raise ValueError(f"{path} is not what it is called: expected <tmx>, got <{tag}>")
                     within.append(element)
+                    if len(within) > DEEPEST:
+                        raise ValueError(f"{path}:{number}: more than {DEEPEST} elements within each other; is it a TMX file?")
                     continue
                 within.pop()
                 if tag == "tu":
@@ -426,9 +428,8 @@ def _tmx(path: Path) -> Records:
                     size = 0
                     if within:
                         within[-1].clear()  # what was read is let go
-            if size > LONGEST_UNIT or len(within) > DEEPEST:
-                what = f"{DEEPEST} elements within each other" if size <= LONGEST_UNIT else f"{LONGEST_UNIT >> 20} MiB"
-                raise ValueError(f"{path}:{number}: a unit of more than {what}; is this file whole, and a TMX file?")
+            if size > LONGEST_UNIT:
+                raise ValueError(f"{path}:{number}: a unit of more than {LONGEST_UNIT >> 20} MiB; is this file whole?")
     except ElementTree.ParseError as error:
         raise ValueError(f"{path}:{error.position[0]}: not well-formed XML ({error})") from error
 

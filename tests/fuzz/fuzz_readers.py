@@ -24,6 +24,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +190,8 @@ def foreign_configuration(folder: Path) -> Reader:
 
     def reader(path: Path) -> None:
         for read in (read_config, lambda path: hints_of_huggingface(path.parent)):
-            try:
+            with suppress(ValueError):
                 read(path)
-            except ValueError:
-                pass
 
     return file_reader("config.json", reader)(folder)
 
@@ -265,9 +264,7 @@ READERS: dict[str, Callable[[], Callable[[Path], Reader]]] = {
     "our-weights": lambda: our_weights,
     "checkpoint-index": lambda: checkpoint_index,
     "tokenizer": lambda: tokenizer,
-    **{
-        f"config-{name}": lambda name=name: configuration(name) for name in ("codec", "speech", "sonar-llm", "diffusion-lcm")
-    },
+    **{f"config-{name}": lambda name=name: configuration(name) for name in ("codec", "speech", "sonar-llm", "diffusion-lcm")},
     "foreign-config": lambda: foreign_configuration,
     **{f"speech{ending}": lambda ending=ending: speech(ending) for ending in (".tsv", ".jsonl")},
     "sound": lambda: sound,
@@ -339,7 +336,11 @@ def seeds(name: str, folder: Path) -> list[bytes]:
         m2m = {"model_type": "m2m_100", "encoder_attention_heads": 4, "activation_function": "relu", "dropout": 0.1}
         return [json.dumps(each).encode() for each in (scaled, {"llama_config": llama}, m2m)]
     if kind == "speech":
-        return [b"path\ttext\tlanguage\na.wav\tGo.\ten\n" if ending == "tsv" else b'{"path": "a.wav", "text": "Go.", "language": "en"}\n']
+        return [
+            b"path\ttext\tlanguage\na.wav\tGo.\ten\n"
+            if ending == "tsv"
+            else b'{"path": "a.wav", "text": "Go.", "language": "en"}\n'
+        ]
     if name == "sound":
         import soundfile
 
@@ -348,15 +349,17 @@ def seeds(name: str, folder: Path) -> list[bytes]:
         return [sink.getvalue()]
     if name == "metrics":
         train = '{"kind": "train", "step": 10, "seconds": 3.0, "loss_nats_per_token": 1.5, "lr": 1e-3, "tokens_per_s": 9.5, '
-        return [(train + '"seconds_left": 9.0}\n{"kind": "eval", "step": 10, "seconds": 4.0, "bleu": 3, "sample": "Mia."}\n').encode()]
+        return [
+            (train + '"seconds_left": 9.0}\n{"kind": "eval", "step": 10, "seconds": 4.0, "bleu": 3, "sample": "Mia."}\n').encode()
+        ]
     if name == "judge":
         return [b'Sure: {"grammar": 8, "creativity": "7/10", "consistency": 6.5, "plot": 5}', b"Grammar: 8/10\nPlot = 3"]
     if name == "verdicts":
         return [b'{"key": "a", "scores": {}, "failure": "timeout", "usage": {"requests": 1}}\n']
     if name == "moses":
-        return ["The fox ran.\nMia slept.\n\0Der Fuchs lief.\nMia schlief.\n".encode()]
+        return [b"The fox ran.\nMia slept.\n\0Der Fuchs lief.\nMia schlief.\n"]
     assert name == "text", name
-    return ['“Where is it?” asked Tom. Mr. Fox… ran! « Oui », dit-il. 3. Mai\n\n你好。再见！'.encode(), b"s\xed\xa0\xbd deu_Latn"]
+    return ["“Where is it?” asked Tom. Mr. Fox… ran! « Oui », dit-il. 3. Mai\n\n你好。再见！".encode(), b"s\xed\xa0\xbd deu_Latn"]
 
 
 def weight_seeds(name: str) -> list[bytes]:
@@ -395,10 +398,8 @@ def weight_seeds(name: str) -> list[bytes]:
 
 def guarded(reader: Reader) -> Callable[[bytes], None]:
     def one(data: bytes) -> None:
-        try:
+        with suppress(ValueError, OSError):
             reader(data)
-        except (ValueError, OSError):
-            pass
 
     return one
 

@@ -1,4 +1,4 @@
-"""Files, names and prompts made to do harm: each ends in an error that says what was expected, nothing runs, memory is bounded."""
+"""Files, names and prompts made to do harm: each ends in an error that says what is wrong, nothing runs, memory is bounded."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ import json
 import pickle
 import re
 import struct
-import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
-import safetensors.torch
 import torch
+import torch.distributed.checkpoint
 
 from sonarkit import cli
 from sonarkit.codec import weights
 from sonarkit.codec.config import CodecConfig
-from sonarkit.codec.pipeline import Sonar
+from sonarkit.codec.pipeline import Sonar, TruncationWarning
 from sonarkit.core import checkpoint, config, foreign
 from sonarkit.core.distributed import World
-from sonarkit.core.errors import printable
+from sonarkit.core.errors import printable, user_errors
 from sonarkit.evaluation.llm_judge import parse_scores
 from sonarkit.explore.widgets.training_monitor import Runs, latest_html, sample_html
 from sonarkit.models.official import read_config
 from sonarkit.models.story_tree import StoryTree
 from sonarkit.store.build import Coder, StoreStamp, arrow_bytes, build
 from sonarkit.store.reader import Store
-from sonarkit.text.bitext import read_bitext
-from sonarkit.text.corpora import Corpus, open_corpus
+from sonarkit.text import bitext, corpora
+from sonarkit.text.corpora import Corpus
 from sonarkit.text.languages import SONAR_LANGUAGES, UnknownLanguageError, resolve
 from sonarkit.text.tokenizer import Tokenizer
 from sonarkit.training.metrics import read_metrics
@@ -46,11 +47,15 @@ DEEP = "[" * 100_000
 ran: list[str] = []
 
 
+def explode() -> None:
+    ran.append("boom")
+
+
 class Bomb:
     """Unpickled, it calls what it was given."""
 
-    def __init__(self, call: Callable[..., object] = ran.append, *arguments: object) -> None:
-        self.call, self.arguments = call, arguments or ("boom",)
+    def __init__(self, call: Callable[..., object] = explode, *arguments: object) -> None:
+        self.call, self.arguments = call, arguments
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         return self.call, self.arguments
@@ -104,7 +109,7 @@ def test_the_index_of_a_checkpoint_runs_nothing(saved: Path) -> None:
     assert (whole["model"]["a"].tolist(), whole["lr"], whole["name"]) == ([0.0, 1.0, 2.0], 0.5, "x")
     index = saved / "state" / ".metadata"
     sound = index.read_bytes()
-    for bomb in (Bomb(), {"state_dict_metadata": Bomb()}, Bomb(eval, "ran.append('boom')"), Bomb(torch.load, "x")):
+    for bomb in (Bomb(), {"state_dict_metadata": Bomb()}, Bomb(eval, "1"), Bomb(torch.load, "x")):
         index.write_bytes(pickle.dumps(bomb))
         with pytest.raises(ValueError, match="it names .*, which no index does, and sonarkit runs no code of a file"):
             load(saved)
@@ -124,8 +129,8 @@ def test_the_index_of_a_checkpoint_runs_nothing(saved: Path) -> None:
 def test_values_of_a_checkpoint_run_nothing(saved: Path) -> None:
     """A tensor that the index calls something else is unpickled, too."""
     for value in ({"lr": Bomb()}, {"name": Bomb()}, {"model": {"a": Bomb()}}):
-        with checkpoint.Checkpoints(saved.parent, ALONE) as checkpoints:
-            checkpoints.save(1, {"model": {"a": torch.zeros(3)}, "lr": 0.5, "name": "x"} | value, {"step": 1}, {})
+        state = {"model": {"a": torch.zeros(3)}, "lr": 0.5, "name": "x"} | value
+        torch.distributed.checkpoint.save(state, checkpoint_id=saved / "state", no_dist=True)
         with pytest.raises(ValueError, match="do not fit this run: rank 0: .*(weights_only|Unsupported)"):
             load(saved)
 
@@ -236,7 +241,8 @@ def test_a_safetensors_header_that_cannot_be(header: object, length: int | None,
 
 
 @pytest.mark.parametrize(
-    "index", [[], {}, {"weight_map": []}, {"weight_map": {"a": 5}}, {"weight_map": {"a": "../b.bin"}}, {"weight_map": {"a": "/b"}}]
+    "index",
+    [[], {}, {"weight_map": []}, {"weight_map": {"a": 5}}, {"weight_map": {"a": "../b.bin"}}, {"weight_map": {"a": "/b"}}],
 )
 def test_an_index_of_shards_stays_in_its_folder(index: object, tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
@@ -268,8 +274,9 @@ def test_sizes_that_no_codec_has(changes: dict[str, Any], message: str, tmp_path
 @pytest.mark.parametrize(
     "told",
     [
-        [], {"llama_config": "x"}, {"num_attention_heads": 0}, {"num_hidden_layers": 10**9}, {"head_dim": "x"}, {"rms_norm_eps": []},
-        {"rope_theta": "x"}, {"rope_theta": 0}, {"rope_scaling": [1]}, {"rope_parameters": "x"}, {"hidden_size": 10**30},
+        [], {"llama_config": "x"}, {"num_attention_heads": 0}, {"num_hidden_layers": 10**9}, {"head_dim": "x"},
+        {"rms_norm_eps": []},
+        {"rope_theta": "x"}, {"rope_theta": -1}, {"rope_scaling": [1]}, {"rope_parameters": "x"}, {"hidden_size": 10**30},
     ],
 )  # fmt: skip
 def test_the_configuration_of_a_llama_that_is_none(told: Any, tmp_path: Path) -> None:
@@ -333,8 +340,8 @@ def test_a_shard_cut_anywhere(tmp_path: Path) -> None:
 def test_a_shard_with_a_byte_changed_is_read_or_refused(tmp_path: Path) -> None:
     """Without its checksum looked at: no other error, and no step out of the file, whatever an offset says."""
     whole = bytearray(make_store(tmp_path))
-    for place in range(0, len(whole), 5):
-        for value in (0xFF, 0x7F, whole[place] ^ 1):
+    for place in range(0, len(whole), 9):
+        for value in (0xFF, whole[place] ^ 1):
             (tmp_path / "shard-00000.arrow").write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
             try:
                 read_all(tmp_path)
@@ -401,54 +408,47 @@ MIB = 1 << 20
 
 @pytest.fixture
 def short_lines(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A bound of 1 MiB, so that a line beyond it takes no time to write."""
-    from sonarkit.text import corpora
-
+    """Bounds of 1 MiB, so that what goes beyond takes no time to write."""
     for module in (foreign, corpora, cli):
         monkeypatch.setattr(module, "LONGEST_LINE", MIB)
+    monkeypatch.setattr(bitext, "LONGEST_UNIT", MIB)
     return MIB
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.tsv"])
-def test_a_line_without_end(name: str, packed: bool, short_lines: int, tmp_path: Path) -> None:
-    """64 times the bound, which a gzip file says in 64 KB: no more of it than the bound is held."""
-    path = tmp_path / (f"{name}.gz" if packed else name)
-    with (gzip.open if packed else open)(path, "wb") as file:
-        file.write(b'{"text": "One."}\n' if name != "a.tsv" else b"en\tde\n")
-        for _ in range(64):
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt", "a.tsv", "a.tsv.gz"])
+def test_a_line_without_end(name: str, short_lines: int, tmp_path: Path) -> None:
+    """20 times the bound, in 20 KB where it is packed: little more of it than the bound is held."""
+    path = tmp_path / name
+    with gzip.open(path, "wb", 1) if path.suffix == ".gz" else open(path, "wb") as file:
+        file.write(b"en\tde\n" if "tsv" in name else b'{"text": "One."}\n')
+        for _ in range(20):
             file.write(b"a" * short_lines)
-    read: Callable[[], object] = lambda: list(read_bitext(path) if ".tsv" in name else open_corpus(path))  # noqa: E731
-    if path.name == "a.txt.gz":
-        with pytest.raises(ValueError, match="of no known kind"):
-            read()
-        return
 
     def refused() -> None:
-        with pytest.raises(ValueError, match=rf"{name}.*:2: a line of more than 1 MiB; expected a text a line"):
-            read()
+        with pytest.raises(ValueError, match=f"{name}:2: a line of more than 1 MiB; expected a text a line"):
+            list(bitext.read_bitext(path) if "tsv" in name else corpora.open_corpus(path))
 
-    assert peak_of(refused) < 8 * short_lines
+    assert peak_of(refused) < 6 * short_lines
 
 
 def test_a_line_without_end_behind_a_url(short_lines: int) -> None:
     with fsspec.filesystem("memory").open("/hostile/a.jsonl", "wb") as file:
         file.write(b'{"text": "One."}\n' + b"a" * 2 * short_lines)
     with pytest.raises(ValueError, match="memory://hostile/a.jsonl:2: a line of more than 1 MiB"):
-        list(open_corpus("memory://hostile/a.jsonl"))
+        list(corpora.open_corpus("memory://hostile/a.jsonl"))
 
 
 def test_a_document_without_end(short_lines: int, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One.\n\n" + "A line.\n" * (short_lines // 4))
     with pytest.raises(ValueError, match="a.txt:3: a document of more than 1 MiB; put blank lines between documents"):
-        list(open_corpus(tmp_path / "a.txt"))
+        list(corpora.open_corpus(tmp_path / "a.txt"))
 
 
 @pytest.mark.parametrize("row", [DEEP, '{"text": ' + DEEP, '{"text": ' + "9" * 5000 + "}", '{"text": nul}'])
 def test_json_that_no_parser_likes(row: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "One."}\n' + row + "\n")
     with pytest.raises(ValueError, match="a.jsonl:2: not valid JSON"):
-        list(open_corpus(tmp_path / "a.jsonl"))
+        list(corpora.open_corpus(tmp_path / "a.jsonl"))
 
 
 def test_parquet_cut_or_changed_anywhere(tmp_path: Path) -> None:
@@ -458,11 +458,11 @@ def test_parquet_cut_or_changed_anywhere(tmp_path: Path) -> None:
     for length in range(0, len(whole), 11):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="a.parquet is no whole Parquet file"):
-            list(open_corpus(path))
+            list(corpora.open_corpus(path))
     for place in range(4, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
-            list(open_corpus(path))
+            list(corpora.open_corpus(path))
         except ValueError:
             continue
 
@@ -470,30 +470,30 @@ def test_parquet_cut_or_changed_anywhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inside", "message"),
     [
-        ("<tu><tuv xml:lang='en'><seg>" + "a" * (5 * MIB), "a unit of more than 4 MiB"),
-        ("<note/>" * MIB, "a unit of more than 4 MiB"),
-        ("<tu>" + "<a>" * 300_000, "a unit of more than 100 elements within each other"),
-        ("<tu><tuv xml:lang='en'><seg>" + "<hi>" * 5000 + "</hi>" * 5000 + "</seg></tuv></tu>", "within each other|fewer than two"),
+        ("<tu><tuv xml:lang='en'><seg>" + "a" * (MIB + 1), "a unit of more than 1 MiB"),
+        ("<note/>" * (MIB // 6), "a unit of more than 1 MiB"),
+        ("<tu>" + "<a>" * 200, "more than 100 elements within each other"),
+        ("<tu><tuv xml:lang='en'><seg>" + "<hi>" * 5000 + "</hi>" * 5000 + "</seg></tuv></tu>", "within each other"),
     ],
     ids=["text", "elements", "depth", "closed depth"],
 )
-def test_a_unit_without_end(inside: str, message: str, tmp_path: Path) -> None:
+def test_a_unit_without_end(inside: str, message: str, short_lines: int, tmp_path: Path) -> None:
     (tmp_path / "a.tmx").write_text(f"<tmx><body>{inside}")
-    with pytest.raises(ValueError, match=rf"a.tmx:1: .*({message})"):
-        list(read_bitext(tmp_path / "a.tmx"))
+    with pytest.raises(ValueError, match=f"a.tmx:1: {message}"):
+        list(bitext.read_bitext(tmp_path / "a.tmx"))
 
 
 def test_units_outside_of_a_body_are_let_go(tmp_path: Path) -> None:
     unit = '<tu><tuv xml:lang="en"><seg>Go.</seg></tuv><tuv xml:lang="de"><seg>Geh!</seg></tuv></tu>\n'
     for way in ("{}", "<body><x>{}</x></body>"):
         (tmp_path / "a.tmx").write_text("<tmx>" + way.format(unit * 4000) + "</tmx>")
-        assert peak_of(lambda: sum(1 for _ in read_bitext(tmp_path / "a.tmx"))) < 1e6
+        assert peak_of(lambda: sum(1 for _ in bitext.read_bitext(tmp_path / "a.tmx"))) < 1e6
 
 
 def test_a_table_of_too_many_columns_and_a_language_without_end(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("\t" * 100_000 + "\n")
     with pytest.raises(ValueError, match="a.tsv:1: expected at most 1000 columns .* got 100001"):
-        list(read_bitext(tmp_path / "a.tsv"))
+        list(bitext.read_bitext(tmp_path / "a.tsv"))
     for typed in ("x" * 10**6, "word " * 10**5, "-" * 10**6, "é-" * 10**6):
         with pytest.raises(UnknownLanguageError, match=r"unknown language '.{40,110}'\.\.\.") as refused:
             resolve(typed, SONAR_LANGUAGES)
@@ -548,7 +548,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_control_characters_in_a_text(text: str, sonar: Sonar) -> None:
-    with pytest.warns(UserWarning) if len(text) > 1000 else _nothing():
+    with pytest.warns(TruncationWarning) if len(text) > 1000 else nullcontext():
         z = sonar.encode([text, "A fox ran."])
     assert torch.isfinite(z).all()
     torch.testing.assert_close(z[1], sonar.encode(["A fox ran."])[0], rtol=0, atol=1e-5)
@@ -559,21 +559,13 @@ def test_control_characters_in_a_text(text: str, sonar: Sonar) -> None:
         assert shown == text  # a text may need them
 
 
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-
-
-def test_what_steers_a_terminal_is_spelt_out(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_what_steers_a_terminal_is_spelt_out(capsys: pytest.CaptureFixture[str]) -> None:
     cli._print_line("Mia \x1b[31mran\x1b[0m\x00 home.\r\nThen \x9b1mTom \ud83d")
     assert capsys.readouterr().out == "Mia \\x1b[31mran\\x1b[0m\\x00 home. Then \\x9b1mTom \\ud83d\n"
-    (tmp_path / "\x1b[2J.jsonl").write_text('{"text": "a"}')
-    monkeypatch.setattr(sys, "argv", ["sonarkit", "translate", "--target-lang", "deu_Latn\x1b[2J", "A fox ran."])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert "\x1b[2J" not in capsys.readouterr().err
+    for error in (ValueError("a\x1b[2J\nb"), FileNotFoundError(2, "not there", "a\x1b[2J\nb")):
+        with pytest.raises(SystemExit), user_errors():
+            raise error
+        assert "a\\x1b[2J b" in capsys.readouterr().err
 
 
 def test_a_text_of_a_command_is_bounded(short_lines: int, tmp_path: Path) -> None:
@@ -599,7 +591,11 @@ def test_half_a_pair_does_not_enter_a_story() -> None:
     tree = StoryTree()
     tree.begin("Mia slept.", "eng_Latn")
     before = tree.to_json()
-    for refused in (lambda: tree.add("Tom \ud83d ran.", "eng_Latn"), lambda: tree.begin("\udfff", "eng_Latn"), lambda: tree.edit("\ud83d")):
+    for refused in (
+        lambda: tree.add("Tom \ud83d ran.", "eng_Latn"),
+        lambda: tree.begin("\udfff", "eng_Latn"),
+        lambda: tree.edit("\ud83d"),
+    ):
         with pytest.raises(ValueError, match="half a character"):
             refused()
     assert tree.to_json() == before

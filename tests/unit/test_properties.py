@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from sonarkit.text.corpora import Corpus
 from sonarkit.text.sentences import split_sentences
 from sonarkit.text.tokenizer import Tokenizer
 
+ALONE = World(0, 1, 0, torch.device("cpu"))
 few = settings(
     max_examples=40,
     derandomize=True,
@@ -36,8 +36,51 @@ many = settings(few, max_examples=150)
 
 PROSE = st.lists(
     st.sampled_from(
-        ["Tom", "Mia", "ran", "fox", "3", "Dr.", "p.m.", "Mr.", "oui", "»", "«", "“", "”", '"', "'", "—", "- ", "...", "…", ".", "!"]
-        + ["?", "?!", ".”", "。", "！", "你好", " ", " ", " ", "\n", "\n\n", "\t", "\u00a0", "\u3000", ",", ":", "(", ")", "é", "🦊"]
+        [
+            "Tom",
+            "Mia",
+            "ran",
+            "fox",
+            "3",
+            "Dr.",
+            "p.m.",
+            "Mr.",
+            "oui",
+            "»",
+            "«",
+            "“",
+            "”",
+            '"',
+            "'",
+            "—",
+            "- ",
+            "...",
+            "…",
+            ".",
+            "!",
+        ]
+        + [
+            "?",
+            "?!",
+            ".”",
+            "。",
+            "！",
+            "你好",
+            " ",
+            " ",
+            " ",
+            "\n",
+            "\n\n",
+            "\t",
+            "\u00a0",
+            "\u3000",
+            ",",
+            ":",
+            "(",
+            ")",
+            "é",
+            "🦊",
+        ]
     ),
     max_size=30,
 ).map("".join)
@@ -81,7 +124,7 @@ def test_what_a_tokenizer_normalises_comes_back(tokenizer: Tokenizer, text: str)
     assert tokenizer.source(text, "fra_Latn") == [tokenizer.language_id("fra_Latn"), *pieces, tokenizer.eos_id]
 
 
-LETTERS = st.characters(categories=("L", "N", "P", "S"), exclude_characters="\u2581\u2047")
+LETTERS = st.characters(max_codepoint=0x52F, categories=("L", "N", "P"))
 
 
 @many
@@ -131,11 +174,9 @@ def test_a_store_gives_back_what_was_put_in(documents: list[list[str]], per_shar
             document = store.document(place, 5, 3, max_sentences=3, max_tokens=4)
             assert document.targets[:-1] == [[3, 5, *ids[:4], 3] for ids in stored.tokens[:3]]
             assert document.bytes[:-1] == [len(text.encode()) for text in sentences[:3]]
-        totals = [sum(map(len, store.document(i, 5, 3, 3, 4).targets)) - (len(store.document(i, 5, 3, 3, 4).targets)) for i in range(len(store))]
+        totals = [sum(map(len, store.document(i, 5, 3, 3, 4).targets)) for i in range(len(store))]
         assert store.document_tokens(3, 4).tolist() == totals
 
-
-ALONE = World(0, 1, 0, torch.device("cpu"))
 
 # ---------------------------------------------------------------------- sampler
 
@@ -153,15 +194,13 @@ def sampler(sizes: list[int], per_step: int, seed: int, rank: int = 0, ranks: in
 @many
 @given(SIZES, st.integers(1, 8), st.integers(0, 2**31), st.integers(1, 5))
 def test_each_document_comes_once_an_epoch(sizes: list[int], per_step: int, seed: int, epochs: int) -> None:
-    steps = -(-epochs * len(sizes) // per_step)
-    drawn = [i for step in flat(sampler(sizes, per_step, seed), steps) for i in step]
-    whole = DocumentBatches([Source(np.array(sizes), int)], 1, 60, seed)
-    in_order = [i for step in flat(whole, epochs * len(sizes)) for i in step]
+    count = len(sizes)
+    steps = -(-epochs * count // per_step)
+    drawn = flat(sampler(sizes, per_step, seed), steps)
+    in_order = [i for (i,) in flat(sampler(sizes, 1, seed), steps * per_step)]
     for epoch in range(epochs):
-        assert sorted(in_order[epoch * len(sizes) : (epoch + 1) * len(sizes)]) == list(range(len(sizes)))
-    assert [sorted(in_order[i : i + per_step]) for i in range(0, len(drawn) - per_step + 1, per_step)] == [
-        sorted(drawn[i : i + per_step]) for i in range(0, len(drawn) - per_step + 1, per_step)
-    ][: len(in_order) // per_step + 1][: len(range(0, len(drawn) - per_step + 1, per_step))]
+        assert sorted(in_order[epoch * count : (epoch + 1) * count]) == list(range(count))
+    assert [sorted(step) for step in drawn] == [sorted(in_order[k * per_step : (k + 1) * per_step]) for k in range(steps)]
 
 
 @many
@@ -244,8 +283,8 @@ def test_a_vector_is_told_alike_in_any_batch(
         assert alone[0].ids == together[row][0].ids
 
 
-@many
-@given(*CASE[:3], st.integers(1, 4), CASE[4])
+@few
+@given(*CASE[:3], st.integers(1, 3), CASE[4])
 def test_a_beam_that_loses_nothing_is_at_least_as_good_as_greedy(
     decoders: list[Decoder], which: int, seed: int, beam: int, most: int, penalty: float
 ) -> None:
