@@ -277,5 +277,5 @@ def read(path: Path, verify: bool = True) -> Saved:
     except OSError:
         raise
     except Exception as error:  # bytes that are no pickle make an unpickler raise almost anything
-        raise ValueError(f"a trainer state in {path} was not written by sonarkit ({error}); {advice}") from error
+        raise ValueError(f"a trainer state in {path} was not written by sonarkit ({type(error).__name__}); {advice}") from error
     return Saved(path, states, read_json(path / "config.json", advice))

@@ -317,7 +317,7 @@ def seeds(name: str, folder: Path) -> list[bytes]:
     if name == "tokenizer":
         from sonarkit.text.tokenizer import train_tokenizer
 
-        return [train_tokenizer(["The fox ran home.", "Mia slept."] * 5, 280, ("eng_Latn",)).model]
+        return [train_tokenizer(["The fox ran home.", "Mia slept."] * 5, 270, ("eng_Latn",)).model]
     if kind.startswith("config-"):
         from sonarkit.core.paths import asset
 
@@ -371,7 +371,7 @@ def weight_seeds(name: str) -> list[bytes]:
     from sonarkit.codec.weights import meta_tensors
     from sonarkit.text.tokenizer import train_tokenizer
 
-    tokens = train_tokenizer(["The fox ran home.", "Mia slept."] * 5, 280, ("eng_Latn",))
+    tokens = train_tokenizer(["The fox ran home.", "Mia slept."] * 5, 270, ("eng_Latn",))
     config = codec_config(("eng_Latn",), tokens.size, 2, 1, 1, 1, 2)
     if name == "checkpoint-index":
         from torch.distributed import checkpoint

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 import struct
 import tracemalloc
 import zipfile
@@ -130,6 +131,7 @@ def test_values_of_a_checkpoint_run_nothing(saved: Path) -> None:
     """A tensor that the index calls something else is unpickled, too."""
     for value in ({"lr": Bomb()}, {"name": Bomb()}, {"model": {"a": Bomb()}}):
         state = {"model": {"a": torch.zeros(3)}, "lr": 0.5, "name": "x"} | value
+        shutil.rmtree(saved / "state")
         torch.distributed.checkpoint.save(state, checkpoint_id=saved / "state", no_dist=True)
         with pytest.raises(ValueError, match="do not fit this run: rank 0: .*(weights_only|Unsupported)"):
             load(saved)
@@ -185,10 +187,10 @@ def test_a_pickle_that_is_no_dictionary_of_tensors(data: bytes, message: str, tm
 
 
 def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
-    path = pt(tmp_path / "a.pt", b"\x80\x02X\x00\x00\x00\x08" + b"a" * (1 << 27) + b".", zipfile.ZIP_DEFLATED)
-    assert path.stat().st_size < 1 << 18
+    path = pt(tmp_path / "a.pt", b"\x80\x02X\x00\x00\x00\x01" + b"a" * (1 << 24) + b".", zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 1 << 16
     with pytest.raises(ValueError, match="it is compressed, which PyTorch never does"):
-        assert peak_of(lambda: weights.read_weights(path)) < 1 << 24
+        assert peak_of(lambda: weights.read_weights(path)) < 1 << 20
 
 
 @pytest.mark.parametrize(
