@@ -67,6 +67,7 @@ class _Shard:
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> _Shard:
         """Raises ValueError (as pa.ArrowInvalid is one) for columns that are not those of a store's shard."""
+        batch.validate()  # a length may be negative, a buffer shorter than it
         types = dict(zip(batch.schema.names, batch.schema.types))
         width = getattr(getattr(types.get("vectors"), "value_type", None), "list_size", 1)
         if types != _COLUMNS | {"vectors": pa.list_(pa.list_(pa.float16(), width))}:

@@ -317,7 +317,7 @@ def seeds(name: str, folder: Path) -> list[bytes]:
     if name == "tokenizer":
         from sonarkit.text.tokenizer import train_tokenizer
 
-        return [train_tokenizer(["The fox ran home.", "Mia slept."] * 5, 270, ("eng_Latn",)).model]
+        return [train_tokenizer(["The fox ran home.", "Mia slept."] * 5, 277, ("eng_Latn",)).model]
     if kind.startswith("config-"):
         from sonarkit.core.paths import asset
 
@@ -371,7 +371,7 @@ def weight_seeds(name: str) -> list[bytes]:
     from sonarkit.codec.weights import meta_tensors
     from sonarkit.text.tokenizer import train_tokenizer
 
-    tokens = train_tokenizer(["The fox ran home.", "Mia slept."] * 5, 270, ("eng_Latn",))
+    tokens = train_tokenizer(["The fox ran home.", "Mia slept."] * 5, 277, ("eng_Latn",))
     config = codec_config(("eng_Latn",), tokens.size, 2, 1, 1, 1, 2)
     if name == "checkpoint-index":
         from torch.distributed import checkpoint
@@ -427,11 +427,17 @@ def fuzz(name: str, folder: Path, seconds: int) -> None:
     """With atheris, from the seeds in `folder`; ends with libFuzzer's words."""
     import atheris
 
-    with atheris.instrument_imports(include=["sonarkit"]):
-        make = READERS[name]()
     with tempfile.TemporaryDirectory(dir=WORK) as place:
-        one = guarded(make(Path(place)))
-        options = [f"-max_total_time={seconds}", f"-timeout={HANG}", f"-rss_limit_mb={MEMORY}", "-max_len=8192", "-verbosity=1"]
+        with atheris.instrument_imports(include=["sonarkit"]):  # what a reader imports
+            one = guarded(READERS[name]()(Path(place)))
+        options = [
+            f"-max_total_time={seconds}",
+            f"-timeout={HANG}",
+            f"-rss_limit_mb={MEMORY}",
+            "-max_len=8192",
+            "-len_control=0",
+            "-verbosity=1",
+        ]
         atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={folder}/", str(folder / "seeds")], one)
         atheris.Fuzz()
 
