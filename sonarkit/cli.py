@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 import numpy as np
 import tyro
 
-from sonarkit.core.errors import user_errors
+from sonarkit.core.errors import printable, user_errors
+from sonarkit.core.foreign import LONGEST_LINE, bounded_lines, parse_json
 from sonarkit.core.paths import notebooks_folder
 
 if TYPE_CHECKING:
@@ -495,7 +496,8 @@ def evaluate_stories(
         return
     for one in found:
         for story in one.stories[:show]:
-            print(f"{one.model} [{story['stopped_by']}] {story['prompt']} || {' '.join(story['told'])}\n")
+            _print_line(f"{one.model} [{story['stopped_by']}] {story['prompt']} || {' '.join(story['told'])}")
+            print()
     tables = (story_evaluation.table(found), story_evaluation.comparison_table(found, seed=seed))
     print("\n\n".join([*filter(None, tables), "\n".join(story_evaluation.notes(found))]))
 
@@ -803,7 +805,14 @@ def _sources(arguments: Sequence[str]) -> Iterator[tuple[BinaryIO, str]]:
 
 def _texts(arguments: Sequence[str]) -> list[str]:
     """The texts of the sources, each whole."""
-    return [_utf8(source.read(), name) for source, name in _sources(arguments)]
+    return [_utf8(_whole(source, name), name) for source, name in _sources(arguments)]
+
+
+def _whole(source: BinaryIO, name: str) -> bytes:
+    data = source.read(LONGEST_LINE + 1)
+    if len(data) > LONGEST_LINE:
+        raise ValueError(f"{name}: a text of more than {LONGEST_LINE >> 20} MiB; give its beginning, or its parts one by one")
+    return data
 
 
 def _lines(arguments: Sequence[str]) -> Iterator[str]:
@@ -811,7 +820,7 @@ def _lines(arguments: Sequence[str]) -> Iterator[str]:
     kept = blank = 0
     for source, name in _sources(arguments):
         number = 0
-        for number, line in enumerate(source, 1):
+        for number, line in bounded_lines(source, name):
             for part in io.StringIO(_utf8(line, name, number), newline=None):  # a lone \r ends a line, too
                 kept, blank = (kept + 1, blank) if part.strip() else (kept, blank + 1)
                 if part.strip():
@@ -844,12 +853,12 @@ def _read_vectors(name: str) -> np.ndarray:
     if name.endswith(".npy"):
         try:
             array = np.lib.format.read_array(io.BytesIO(Path(name).read_bytes()), allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:  # a header may claim any shape
             raise ValueError(f"{name} is no whole .npy file of numbers ({error}); write it again") from error
     else:
         lines = list(_lines([name]))
         try:
-            array = np.array([json.loads(line)["embedding"] for line in lines])
+            array = np.array([parse_json(line)["embedding"] for line in lines])
         except (KeyError, TypeError, ValueError) as error:  # JSON's errors are ValueErrors
             raise ValueError(
                 f'{name}: expected a .npy file, or JSON lines with an "embedding" of the same width each ({error!r})'
@@ -889,8 +898,8 @@ def _save_npy(path: Path, width: int, blocks: Iterable[np.ndarray]) -> int:
 
 
 def _print_line(text: str) -> None:
-    """One text, one line: byte pieces could spell a line end."""
-    print(" ".join(text.split()), flush=True)
+    """One text, one line: byte pieces could spell a line end, and a prompt what steers the terminal."""
+    print(" ".join(printable(text).split()), flush=True)
 
 
 def _tell(what: str) -> None:

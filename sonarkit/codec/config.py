@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sonarkit.core.config import check_sizes
+
+MOST_LAYERS, MOST_POSITIONS = 1000, 1 << 16
 Activation = Literal["relu", "gelu", "silu"]
 Pooling = Literal["mean", "max", "last", "attention"]
 
@@ -21,8 +24,10 @@ class StackConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.width, self.layers, self.heads, self.ffn) < 1:
-            raise ValueError(f"width, layers, heads and ffn must be positive: {self}")
+        check_sizes(self, "width", "heads", "ffn")
+        check_sizes(self, "layers", most=MOST_LAYERS)
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout is a probability, got {self.dropout}")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width ({self.width}) must be even and a multiple of heads ({self.heads})")
 
@@ -38,6 +43,11 @@ class TextStackConfig(StackConfig):
     positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
     first_position: int = 2
     scale_embedding: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.first_position <= MOST_POSITIONS:
+            raise ValueError(f"first_position must lie between 0 and {MOST_POSITIONS}, got {self.first_position}")
 
 
 @dataclass(frozen=True)
@@ -91,10 +101,9 @@ class CodecConfig:
     max_tokens: int = 512
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 1 or self.max_tokens < 3:
-            raise ValueError(
-                f"vocab_size must be positive and max_tokens at least 3, got {self.vocab_size} and {self.max_tokens}"
-            )
+        check_sizes(self, "vocab_size", "width")
+        if not 3 <= self.max_tokens <= MOST_POSITIONS:
+            raise ValueError(f"max_tokens must lie between 3 and {MOST_POSITIONS}, got {self.max_tokens}")
         if not self.languages:
             raise ValueError("languages must name at least one FLORES-200 code, such as ('eng_Latn',)")
         last = self.encoder.pooler or self.encoder

@@ -10,17 +10,17 @@
    dtype and device asked for. Beyond the weights themselves nothing larger than GROUP_BYTES is held.
 
 fairseq and Hugging Face number the first four tokens `<s> <pad> </s> <unk>`, SONAR `<pad> <unk> <s> </s>`: the rows of
-the embedding are put in SONAR's order. Nothing is unpickled but tensors and, of the fairseq layout, `torch.nn.Embedding`,
-whose unpickling runs no code of the file.
+the embedding are put in SONAR's order. Nothing is unpickled but tensors; for the fairseq layout's `torch.nn.Embedding` a
+class stands that only holds what the file says of it.
 """
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ from torch import Tensor, nn
 
 from sonarkit.codec.config import Activation, CodecConfig, DecoderConfig, EncoderConfig, PoolerConfig, Pooling, TextStackConfig
 from sonarkit.core import memory
+from sonarkit.core.config import from_dict
+from sonarkit.core.foreign import read_json
 
 Side = Literal["encoder", "decoder"]
 GROUP_BYTES = 256 << 20  # of the source file mapped at a time
@@ -70,12 +72,24 @@ def weight_files(path: Path) -> list[Path]:
             return [path / name]
         index = path / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            listed = read_json(index, "download it again").get("weight_map")
+            if not isinstance(listed, dict) or any(not isinstance(s, str) or Path(s).parts[1:] for s in listed.values()):
+                raise ValueError(f'{index}: expected a "weight_map" from tensors to files beside it; download it again')
+            shards = sorted(set(listed.values()))
             missing = [shard for shard in shards if not (path / shard).is_file()]
             if missing:
                 raise FileNotFoundError(f"{index} names files that are not there: {', '.join(missing)}; download them again")
             return [path / shard for shard in shards]
     raise FileNotFoundError(f"{path} has neither model.safetensors nor pytorch_model.bin, whole or in shards")
+
+
+class _Embedding:
+    """Stands for `torch.nn.Embedding` in a file: that one would allocate a table of any size that the file asks for."""
+
+    @property
+    def weight(self) -> Any:
+        parameters = vars(self).get("_parameters")
+        return parameters.get("weight") if isinstance(parameters, dict) else None
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -88,7 +102,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         except (safetensors.SafetensorError, ValueError) as error:
             raise ValueError(f"{file} is damaged or cut short ({error}); copy or download it again") from error
     try:
-        with torch.serialization.safe_globals([nn.Embedding, nn.Module]):
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("it is compressed, which PyTorch never does, and may unpack to any size")
+        with torch.serialization.safe_globals([(_Embedding, "torch.nn.modules.sparse.Embedding")]):
             try:
                 saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
             except RuntimeError as error:
@@ -102,7 +120,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             f"{file} holds more than tensors, and sonarkit runs no code of a file ({_first_line(error)}). Where you trust it, "
             'load it with the package that wrote it and save its tensors alone: torch.save({"model": model.state_dict()}, PATH)'
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # bytes that are no pickle make an unpickler raise almost anything
         if isinstance(error, OSError) and error.filename:  # it cannot be opened; torch's own for a cut file name none
             raise
         raise ValueError(f"{file} is no PyTorch checkpoint, or cut short ({_first_line(error)}); download it again") from error
@@ -115,20 +133,31 @@ def _first_line(error: Exception) -> str:
 
 def _tensors(saved: Any, file: Path) -> dict[str, Tensor]:
     """The dictionary of tensors in what `torch.load` gave."""
-    beside: dict[str, Tensor] = {}
-    while isinstance(saved, dict):
-        if isinstance(saved.get("embed_tokens"), nn.Embedding):
-            beside["embed_tokens.weight"] = saved["embed_tokens"].weight.detach()
+    beside: dict[str, Any] = {}
+    for _ in range(4):  # dictionaries in it; one may hold itself
+        if not isinstance(saved, dict):
+            break
+        if isinstance(module := saved.get("embed_tokens"), _Embedding):
+            beside["embed_tokens.weight"] = module.weight
         inner = next(
             (saved[key] for key in ("model", "state_dict", "model_state_dict") if isinstance(saved.get(key), dict)), None
         )
         if inner is None:
-            tensors = {key: value.detach() for key, value in saved.items() if isinstance(value, Tensor)}
-            if tensors or beside:
-                return {**tensors, **beside}
+            tensors = {key: value.detach() for key, value in [*saved.items(), *beside.items()] if isinstance(value, Tensor)}
+            if odd := [key for key, value in tensors.items() if not isinstance(key, str) or not _is_whole(value)]:
+                raise ValueError(f"{file}: {odd[0]} is no plain tensor whose numbers are all in the file; download it again")
+            if tensors:
+                return tensors
             break
         saved = inner
     raise ValueError(f"{file} holds no dictionary of tensors, at its top or under 'model' or 'state_dict'")
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether each number has its own place in memory. A file may say otherwise: one number as a table of any size."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 # What fairseq and Hugging Face call the parts of a layer -> fairseq2's.
@@ -378,21 +407,26 @@ def hints_of_huggingface(folder: Path) -> ShapeHints:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; a Hugging Face folder holds it beside its weights")
-    told = json.loads(file.read_text(encoding="utf-8"))
+    told = read_json(file, "download it again")
     activation = told.get("activation_function", "relu")
     if told.get("model_type", "m2m_100") != "m2m_100" or activation not in ("relu", "gelu", "silu"):
         raise ValueError(
             f"{file}: expected an M2M100 (SONAR's ports, NLLB) with relu, gelu or silu, "
             f"got {told.get('model_type')!r} with {activation!r}"
         )
-    return ShapeHints(
-        told.get("encoder_attention_heads", 16),
-        told.get("decoder_attention_heads", 16),
-        activation=activation,
-        scale_embedding=told.get("scale_embedding", True),
-        dropout=float(told.get("dropout", 0.1)),
-        max_tokens=min(512, told.get("max_position_embeddings", 512)),
+    hints = from_dict(
+        ShapeHints,
+        {
+            "heads": told.get("encoder_attention_heads", 16),
+            "decoder_heads": told.get("decoder_attention_heads", 16),
+            "activation": activation,
+            "scale_embedding": told.get("scale_embedding", True),
+            "dropout": told.get("dropout", 0.1),
+            "max_tokens": told.get("max_position_embeddings", 512),
+        },
+        str(file),
     )
+    return replace(hints, max_tokens=min(512, hints.max_tokens))
 
 
 # ---------------------------------------------------------------------- 4. filling and writing

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import re
 import shutil
 import warnings
@@ -32,6 +31,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sonarkit.core.distributed import World, barrier
+from sonarkit.core.foreign import read_json
 
 # ---------------------------------------------------------------------- single files
 
@@ -281,10 +281,13 @@ class Saved:
     def load_into(self, state: dict[str, Any], world: World) -> None:
         """Fill the tensors of `state`, whole or sharded, with those saved; what is no tensor is replaced.
 
-        Raises ValueError naming what is missing or of another shape.
+        Raises ValueError naming what is missing, of another shape or no tensor.
         """
+        from sonarkit.core.shards import Planner, Reader
+
+        reader = Reader(self.path / "state")
         try:
-            distributed_checkpoint().load(state, checkpoint_id=self.path / "state", no_dist=world.size == 1)
+            distributed_checkpoint().load(state, storage_reader=reader, planner=Planner(), no_dist=world.size == 1)
         except distributed_checkpoint().api.CheckpointException as error:
             raise ValueError(f"the weights or the optimizer in {self.path} do not fit this run: {_cause(error)}") from error
 
@@ -301,7 +304,7 @@ def read(path: Path, verify: bool = True) -> Saved:
     try:
         sums: dict[str, str] = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
         unsound = [name for name, sha in sums.items() if not (path / name).is_file() or (verify and _sha256(path / name) != sha)]
-    except (ValueError, AttributeError) as error:  # no JSON, or JSON of another shape
+    except (ValueError, AttributeError, RecursionError) as error:  # no JSON, or JSON of another shape
         raise ValueError(f"{path / 'checksums.json'} is damaged ({error}); {advice}") from error
     lacking = {_trainer_file(0), "config.json", "state/.metadata"} - set(sums)
     if unsound or lacking:
@@ -310,6 +313,8 @@ def read(path: Path, verify: bool = True) -> Saved:
     try:
         # onto the CPU: a tensor saved from rank 0's GPU would otherwise come back there on every rank
         states = [torch.load(path / _trainer_file(r), map_location="cpu", weights_only=True) for r in range(ranks)]
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"a trainer state in {path} was not written by sonarkit ({error}); {advice}") from error
-    return Saved(path, states, json.loads((path / "config.json").read_text(encoding="utf-8")))
+    except OSError:
+        raise
+    except Exception as error:  # bytes that are no pickle make an unpickler raise almost anything
+        raise ValueError(f"a trainer state in {path} was not written by sonarkit ({type(error).__name__}); {advice}") from error
+    return Saved(path, states, read_json(path / "config.json", advice))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sonarkit.core.checkpoint import write_atomically
+from sonarkit.core.foreign import parse_json
 
 T = TypeVar("T")
 
@@ -91,9 +92,15 @@ def save(config: Any, path: str | Path) -> None:
 def load(cls: type[T], path: str | Path) -> T:
     """Read a dataclass from JSON; ValueError names the file and what is wrong with it."""
     try:
-        return from_dict(cls, json.loads(Path(path).read_text(encoding="utf-8")))
+        return from_dict(cls, parse_json(Path(path).read_text(encoding="utf-8")))
     except ValueError as error:  # json's errors are ValueErrors too
         raise ValueError(f"{path}: {error}") from error
+
+
+def check_sizes(config: Any, *names: str, most: int = 1 << 24) -> None:
+    """ValueError where one of these fields is not in 1..`most`: a file's sizes are believed before its weights are seen."""
+    if wrong := [name for name in names if not 1 <= getattr(config, name) <= most]:
+        raise ValueError(f"{' and '.join(wrong)} must lie between 1 and {most}: {config}")
 
 
 def fingerprint(config: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -49,10 +50,19 @@ def _speaker() -> str:
 
 
 def _in_one_line(error: Exception) -> str:
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:  # else "[Errno 2] No such file or directory: 'x.npy'"
-        return ": ".join(map(str, filter(None, (error.filename, error.strerror))))
-    return " ".join(str(error).split())
+        text = ": ".join(map(str, filter(None, (error.filename, error.strerror))))
+    return " ".join(printable(text).split())
 
 
 def _warn_in_one_line(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"{_speaker()}: note: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"{_speaker()}: note: {' '.join(printable(str(message)).split())}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may have it: what would steer the terminal, or has no UTF-8, is spelt out (`\\x1b`, `\\ud83d`).
+
+    White space and marks of the direction of writing, which texts need, stay.
+    """
+    return re.sub(r"[^\s\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]", lambda match: ascii(match[0])[1:-1], text)

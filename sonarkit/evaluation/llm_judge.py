@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sonarkit.core.foreign import parse_json
 from sonarkit.evaluation.statistics import RESAMPLES, Interval, bootstrap
 
 CRITERIA = ("grammar", "creativity", "consistency", "plot")
@@ -267,8 +268,8 @@ def parse_scores(answer: str) -> dict[str, float]:
     found: dict[str, Any] = {}
     for block in re.findall(r"\{[^{}]*\}", answer):
         try:
-            read = json.loads(block)
-        except json.JSONDecodeError:
+            read = parse_json(block)
+        except ValueError:
             continue
         if isinstance(read, dict):
             found = {str(name).strip().lower(): value for name, value in read.items()}
@@ -440,7 +441,7 @@ def retry_after(value: str | None, now: Callable[[], float] = time.time) -> floa
 
 def _answer(data: bytes, usage: Usage) -> str:
     try:
-        reply = json.loads(data)
+        reply = parse_json(data)
         spent = reply.get("usage")
     except (ValueError, AttributeError) as error:
         raise _Failed("broken reply", f"no JSON object: {data[:200]!r}") from error
@@ -471,7 +472,7 @@ def _read(path: Path) -> tuple[dict[str, Verdict], int]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 verdict = Verdict(**row | {"usage": Usage(**row["usage"])})
                 whole = bool(verdict.failure) or set(parse_scores(json.dumps(verdict.scores))) == set(CRITERIA)
             except (ValueError, TypeError, KeyError):

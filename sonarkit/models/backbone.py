@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sonarkit.codec.config import MOST_LAYERS
+from sonarkit.core.config import check_sizes
 from sonarkit.core.packing import Packing, packing_of
 
 
@@ -40,8 +42,12 @@ class BackboneConfig:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        if min(self.hidden, self.ffn, self.layers, self.heads) < 1 or self.head_dim < 2 or self.head_dim % 2:
-            raise ValueError(f"hidden, ffn, layers and heads must be positive and head_dim even: {self}")
+        check_sizes(self, "hidden", "ffn", "heads", "head_dim")
+        check_sizes(self, "layers", most=MOST_LAYERS)
+        if self.head_dim % 2:
+            raise ValueError(f"expected head_dim even: {self}")
+        if not 0 < self.rope_theta < math.inf or not 0 < self.rope_factor < math.inf:
+            raise ValueError(f"rope_theta and rope_factor must be positive and finite: {self}")
 
 
 @lru_cache

@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sonarkit.codec.config import MOST_LAYERS
 from sonarkit.codec.pipeline import Sonar
+from sonarkit.core.config import check_sizes
 from sonarkit.core.distributed import World, shard
 from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import Packing, packing_of
@@ -302,8 +304,10 @@ class DiffusionLCMConfig:
     context_dropout: float = 0.15
 
     def __post_init__(self) -> None:
-        if self.denoiser_layers < 1 or not 0 <= self.context_dropout < 1:
-            raise ValueError(f"denoiser_layers must be at least 1, context_dropout in [0, 1): {self}")
+        check_sizes(self, "denoiser_layers", most=MOST_LAYERS)
+        check_sizes(self, "embedding")
+        if not 0 <= self.context_dropout < 1:
+            raise ValueError(f"context_dropout must be in [0, 1): {self}")
 
 
 def towers(backbone: BackboneConfig, embedding: int = 1024) -> tuple[BackboneConfig, int]:

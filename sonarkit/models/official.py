@@ -8,7 +8,6 @@ configuration, by itself or under `llama_config`. Decoder, token embedding and l
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -22,7 +21,9 @@ from torch import Tensor
 from sonarkit.codec import weights
 from sonarkit.codec.pipeline import hub_folder
 from sonarkit.core import checkpoint as checkpoints
+from sonarkit.core import config as configs
 from sonarkit.core import memory
+from sonarkit.core.foreign import read_json
 from sonarkit.models.backbone import BackboneConfig
 
 if TYPE_CHECKING:
@@ -95,12 +96,7 @@ def read_config(file: Path) -> BackboneConfig:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: the JSON of a Llama's configuration, which lies beside its weights")
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}); download it again") from error
-    if not isinstance(told, dict):
-        raise ValueError(f"{file}: expected the fields of a Llama's configuration, got {told!r}")
+    told = read_json(file, "download the JSON of a Llama's configuration again")
     if told.get("add_begin"):
         warnings.warn(f'{file}: this model was trained on texts that begin with "Begin of text."; begin prompts so', stacklevel=4)
     try:
@@ -111,6 +107,8 @@ def read_config(file: Path) -> BackboneConfig:
 
 def backbone_config(llama: Mapping[str, Any]) -> BackboneConfig:
     """Fields of a `LlamaConfig`, in the layout of transformers 4 or 5 -> the same shape here, or ValueError."""
+    if not isinstance(llama, Mapping):
+        raise ValueError(f"expected the fields of a Llama's configuration, got {type(llama).__name__}")
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     if lacking := [name for name in needed if not isinstance(llama.get(name), int)]:
         raise ValueError(f"expected a Llama's configuration, which has whole numbers for {', '.join(lacking)}")
@@ -125,21 +123,23 @@ def backbone_config(llama: Mapping[str, Any]) -> BackboneConfig:
     unfit = [f"{name} is {value!r}, expected {wanted!r}" for name, (wanted, value) in only.items() if value not in (None, wanted)]
     if unfit:
         raise ValueError(f"this backbone is a Llama with as many key and value heads as heads, and no biases: {'; '.join(unfit)}")
-    return BackboneConfig(
-        hidden,
-        ffn,
-        layers,
-        heads,
-        llama.get("head_dim") or hidden // heads,
-        norm_eps=llama.get("rms_norm_eps", 1e-6),
-        init_std=llama.get("initializer_range", 0.02),
-        **_rope(llama),
-    )
+    shape = {
+        "hidden": hidden,
+        "ffn": ffn,
+        "layers": layers,
+        "heads": heads,
+        "head_dim": llama.get("head_dim") or hidden // max(heads, 1),
+        "norm_eps": llama.get("rms_norm_eps", 1e-6),
+        "init_std": llama.get("initializer_range", 0.02),
+    }
+    return configs.from_dict(BackboneConfig, shape | _rope(llama))
 
 
 def _rope(llama: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of rotary positions: `rope_parameters` (transformers 5), or `rope_scaling` and `rope_theta`."""
     rope = llama.get("rope_parameters") or llama.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"expected the fields of rotary positions, got {type(rope).__name__}")
     theta = rope.get("rope_theta") or llama.get("rope_theta") or 10_000.0
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":

@@ -14,10 +14,12 @@ from typing import Literal
 
 from sonarkit.core import config as configs
 from sonarkit.core.checkpoint import write_atomically
+from sonarkit.core.foreign import parse_json
 from sonarkit.models.rollout import Candidate, RolloutConfig, Step, StoppedBy, split_prompt
 
 FORMAT = "sonarkit-story-tree-1"
 MESSAGE_LETTERS = 300
+BROKEN = "the text holds half a character (of a surrogate pair); type it again"
 By = Literal["prompt", "model", "person"]
 
 
@@ -103,7 +105,9 @@ class StoryTree:
     # ------------------------------------------------------------------ growing
 
     def begin(self, prompt: str, lang: str) -> None:
-        """Begin with the sentences of a prompt, beside earlier beginnings. ValueError when it holds none."""
+        """Begin with the sentences of a prompt, beside earlier beginnings. ValueError when it holds none, or broken Unicode."""
+        if not _is_unicode(prompt):
+            raise ValueError(BROKEN)
         sentences = split_prompt(prompt, lang)
         self.prompt, self.lang, self.current = prompt, lang, None
         for sentence in sentences:
@@ -121,8 +125,10 @@ class StoryTree:
     ) -> Node:
         """Let a sentence follow the current one and go there; where it already does, only go there.
 
-        Raises ValueError for a blank sentence of a person's, and when the story has ended at the current one.
+        Raises ValueError for a blank sentence of a person's, for broken Unicode, and when the story has ended at the current one.
         """
+        if not _is_unicode(sentence):
+            raise ValueError(BROKEN)
         if by != "model" and not sentence.strip():  # a decoder may well say nothing
             raise ValueError("the sentence is blank; write at least a word")
         if self.current is not None and not self.nodes[self.current].told:
@@ -194,12 +200,10 @@ class StoryTree:
     def from_json(cls, text: str) -> StoryTree:
         """Read what `to_json` wrote. ValueError says what is wrong with anything else; text is only ever text."""
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
                 raise ValueError(f'expected an object with "format": "{FORMAT}"; this is not a story saved here')
             tree = configs.from_dict(cls, data)
-        except RecursionError as error:
-            raise ValueError("not a story tree: it is nested too deeply") from error
         except (ValueError, OverflowError) as error:  # json's errors are ValueErrors too
             raise ValueError(f"not a story tree: {str(error)[:MESSAGE_LETTERS]}") from error
         tree._check()

@@ -128,7 +128,7 @@ class HuggingFaceTokens:
                 raise ValueError(
                     f'a Hugging Face tokenizer needs the transformers package ({error}): pip install "sonarkit[hf]"'
                 ) from error
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         if tokenizer.eos_token_id is None:
             raise ValueError(f"{tokenizer.name_or_path or 'this tokenizer'} has no end token; set its eos_token")
         self.tokenizer, self.size, self.end_id = tokenizer, len(tokenizer), int(tokenizer.eos_token_id)
@@ -188,8 +188,7 @@ class TokenLLMConfig:
     tokenizer_fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 2:
-            raise ValueError(f"vocab_size must be at least 2, got {self.vocab_size}")
+        configs.check_sizes(self, "vocab_size")
         if self.tokenizer not in ("codec", "sentencepiece", "huggingface"):
             raise ValueError(f"tokenizer must be 'codec', 'sentencepiece' or 'huggingface', got {self.tokenizer!r}")
 

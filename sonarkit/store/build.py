@@ -32,6 +32,7 @@ from torch import Tensor
 
 from sonarkit.core.distributed import PATIENCE, Watch, World
 from sonarkit.core.files import Folder, Place, RemoteFolder, open_folder
+from sonarkit.core.foreign import parse_json
 from sonarkit.core.lock import LOCK, sole_writer
 from sonarkit.store.progress import Progress, meet
 from sonarkit.text.corpora import Corpus
@@ -137,7 +138,7 @@ def _read(
 ) -> dict[str, Any]:
     """What a JSON file of a store says; ValueError, with the remedy, when it is damaged."""
     try:
-        return dict(json.loads(data))
+        return dict(parse_json(data))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{place}/{name} is damaged ({error}); {remedy}") from error
 

@@ -21,6 +21,7 @@ from sonarkit.codec.published import cache_folder
 from sonarkit.core.checkpoint import write_atomically
 from sonarkit.core.files import Folder, Place, RemoteFolder, open_folder
 from sonarkit.store.build import FORMAT, read_manifest
+from sonarkit.store.manifest import check_manifest
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class Document:
     source: str = ""  # such as `stories.jsonl:12`
 
 
+_COLUMNS = {  # beside the vectors
+    "numbers": pa.list_(pa.int64()),
+    "tokens": pa.list_(pa.list_(pa.int32())),
+    "text": pa.list_(pa.string()),
+    "source": pa.string(),
+}
+
+
 @dataclass(frozen=True)
 class _Shard:
     """The columns of a shard as arrays, views of the file. N sentences of M documents, V vectors."""
@@ -59,9 +68,16 @@ class _Shard:
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> _Shard:
+        """Raises ValueError (as pa.ArrowInvalid is one) for columns that are not those of a store's shard."""
+        batch.validate()  # a length may be negative, a buffer shorter than it
+        types = dict(zip(batch.schema.names, batch.schema.types))
+        width = getattr(getattr(types.get("vectors"), "value_type", None), "list_size", 1)
+        if types != _COLUMNS | {"vectors": pa.list_(pa.list_(pa.float16(), width))}:
+            raise ValueError(f"its columns are {types}")
+        batch.column("source").validate(full=True)  # the one that Arrow itself will follow
         vectors, numbers, tokens, text = (batch.column(name) for name in ("vectors", "numbers", "tokens", "text"))
         _, text_starts, texts = text.values.buffers()
-        return cls(
+        found = cls(
             numbers.offsets.to_numpy(),
             vectors.values.values.to_numpy().reshape(-1, vectors.type.value_type.list_size),
             numbers.values.to_numpy(),
@@ -71,6 +87,9 @@ class _Shard:
             texts,
             batch.column("source"),
         )
+        if not len(found.numbers_N) + 1 == len(found.token_starts) == len(found.text_starts):
+            raise ValueError("its columns are of different length")
+        return found
 
 
 class Store:
@@ -203,12 +222,21 @@ class Store:
         shard = bisect_right(self._starts, index) - 1
         row = index - self._starts[shard]
         begin, end = self._shard(shard).sentence_starts[row : row + 2].tolist()
+        if not 0 <= begin <= end <= len(self._shard(shard).numbers_N):
+            raise self._points_outside(shard)
         return shard, begin, end
+
+    def _points_outside(self, shard: int) -> ValueError:
+        place, told = self._files[shard]
+        return ValueError(f"shard {place}/{told['file']} is damaged (it points out of itself); open the store with verify=True")
 
     def _vectors(self, shard: int, begin: int, end: int) -> np.ndarray:
         """(S, D) the vectors of these sentences of a shard: a view of the file if they lie there one after the other."""
         own = self._shard(shard)
         place_S = own.numbers_N[begin:end] + (self._zeros[shard] - self._vector_starts[shard])  # in this shard, else negative
+        earliest = self._zeros[shard] - self._vector_starts[shard]
+        if len(place_S) and not earliest <= place_S.min() <= place_S.max() < len(own.vectors_VD):
+            raise self._points_outside(shard)
         first = int(place_S[0]) if len(place_S) else 0
         if first >= 0 and (place_S == np.arange(first, first + len(place_S))).all():
             return own.vectors_VD[first : first + len(place_S)]
@@ -278,6 +306,7 @@ def _manifest(place: Folder, codec_fingerprint: str | None) -> dict[str, Any]:
         raise ValueError(
             f"{place} has format {manifest.get('format')!r}, expected {FORMAT!r}; encode the corpus again, into another folder"
         )
+    check_manifest(place, manifest)
     if codec_fingerprint not in (None, manifest["codec_fingerprint"]):
         raise ValueError(
             f"{place} was made by codec {manifest['codec']!r} ({manifest['codec_fingerprint']}), but the one "

@@ -47,6 +47,9 @@ Namer = Callable[[str], str | None]  # the code of a language as a file writes i
 KINDS = (".jsonl", ".tsv", ".tmx", ".parquet")
 SAMPLE = 1000  # rows looked at before the first is handed out
 SKIP = "-"  # in `langs`: a column to leave out
+WIDEST = 1000  # columns, more than there are languages
+LONGEST_UNIT = 4 << 20  # bytes of a TMX file's unit: as a tree it takes some 30 times that
+DEEPEST = 100  # elements of it within each other
 
 
 # ---------------------------------------------------------------------- reading
@@ -271,6 +274,8 @@ def _tsv(path: Path, named: Sequence[str] | None, namer: Namer) -> Records:
         where = f"{path}:{number}"
         if not columns:
             wide = len(cells)
+            if wide > WIDEST:
+                raise ValueError(f"{where}: expected at most {WIDEST} columns between tabs, a language each, got {wide}")
             columns, is_header = _columns(where, cells, named, namer)
             if is_header:
                 continue
@@ -321,7 +326,7 @@ def _parquet(path: Path, namer: Namer) -> Records:
                     number += 1
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: row {number} is not valid UTF-8; write the file again from the source") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no whole Parquet file ({error}); copy it again") from error
 
 
@@ -402,22 +407,29 @@ _NATIVE_CODES = ("bpt", "ept", "it", "ph", "ut")  # their content is markup of t
 def _tmx(path: Path) -> Records:
     """Translation units as they end. Expat knows no external entities, so none is ever loaded."""
     parser: Any = ElementTree.XMLPullParser(("start", "end"))
-    root = body = None
+    within: list[ElementTree.Element] = []
+    size = 0  # since the last unit
     try:
         for number, piece in _pieces(path):
+            size += len(piece)
             parser.feed(piece) if piece else parser.close()
             for event, element in parser.read_events():
                 tag = element.tag.rpartition("}")[2]
-                if root is None:
-                    root = element
-                    if tag != "tmx":
-                        raise ValueError(f"{path} is not what it is called: expected <tmx>, got <{tag}>")
                 if event == "start":
-                    body = element if tag == "body" else body
-                elif tag == "tu":
+                    if not within and tag != "tmx":
+                        raise ValueError(f"{path} is not what it is called: expected <tmx>, got <{tag}>")
+                    within.append(element)
+                    if len(within) > DEEPEST:
+                        raise ValueError(f"{path}:{number}: more than {DEEPEST} elements within each other; is it a TMX file?")
+                    continue
+                within.pop()
+                if tag == "tu":
                     yield from _unit(f"{path}:{number}", element)
-                    if body is not None:
-                        body.clear()  # what was read is let go
+                    size = 0
+                    if within:
+                        within[-1].clear()  # what was read is let go
+            if size > LONGEST_UNIT:
+                raise ValueError(f"{path}:{number}: a unit of more than {LONGEST_UNIT >> 20} MiB; is this file whole?")
     except ElementTree.ParseError as error:
         raise ValueError(f"{path}:{error.position[0]}: not well-formed XML ({error})") from error
 

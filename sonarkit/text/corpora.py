@@ -18,7 +18,7 @@ Nothing is dropped in silence: `corpus.dropped` counts it by reason.
 from __future__ import annotations
 
 import gzip
-import json
+import io
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from sonarkit.core.files import RemoteFile, as_url, remote_files
+from sonarkit.core.foreign import LONGEST_LINE, bounded_lines, parse_json
 from sonarkit.core.paths import data_folder
 from sonarkit.text import storyworld
 from sonarkit.text.languages import check_language, resolve
@@ -93,7 +94,8 @@ def open_corpus(spec: str | Path, *, column: str = "text", lang: str = "eng_Latn
     """The corpus that `spec` names (see the module). `lang` chooses among the languages of a corpus that has several.
 
     Raises FileNotFoundError, ValueError for a kind of file that is not known, UnknownLanguageError, and, while
-    reading, ColumnError (listing the columns there are) and ValueError with file and line for invalid UTF-8 or JSON.
+    reading, ColumnError (listing the columns there are) and ValueError with file and line for invalid UTF-8 or JSON, or a
+    document of more than 64 MiB.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is the number of documents to keep, at least 1; got {limit}")
@@ -153,10 +155,11 @@ def read_lines(path: Path | RemoteFile) -> Iterator[tuple[int, str]]:
 
 
 def _raw_lines(path: Path | RemoteFile) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as stored, gzip.open(stored) if path.suffix == ".gz" else stored as file:
+    # a file of fsspec's knows no `readline` of at most so many bytes
+    with path.open("rb") as stored, gzip.open(stored) if path.suffix == ".gz" else io.BufferedReader(stored) as file:  # type: ignore[type-var]
         number = 0
         try:
-            for number, line in enumerate(file, 1):
+            for number, line in bounded_lines(file, path):
                 yield number, line
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             what = f"no whole gzip file: it breaks off after line {number}"
@@ -169,8 +172,8 @@ def read_jsonl(path: Path | RemoteFile) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{number}: expected a JSON object, got {line.strip()[:60]}")
@@ -190,11 +193,16 @@ def _no_column(where: str, column: str, columns: Iterable[str]) -> ColumnError:
 
 def _plain(path: Path | RemoteFile) -> Iterator[tuple[object, str]]:
     lines: list[str] = []
-    began = 1
+    began, size = 1, 0
     for number, line in read_lines(path):
         if line.strip():
-            began = began if lines else number
+            began, size = (began, size + len(line)) if lines else (number, len(line))
             lines.append(line)
+            if size > LONGEST_LINE:
+                raise ValueError(
+                    f"{path}:{began}: a document of more than {LONGEST_LINE >> 20} MiB; put blank lines between documents, "
+                    "or write the file as .jsonl"
+                )
         elif lines:
             yield "".join(lines), f"{path.name}:{began}"
             lines = []
@@ -215,7 +223,7 @@ def _parquet(path: Path | RemoteFile, column: str) -> Iterator[tuple[object, str
                     number += 1
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: row {number} is not valid UTF-8; write the file again from the source") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no whole Parquet file ({error}); copy it again") from error
 
 

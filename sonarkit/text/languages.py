@@ -86,6 +86,8 @@ _NOT_IN_SONAR = {
     "min_arab": "FLORES-200 has Minangkabau in Arabic script, SONAR does not; write it in Latin script and give min_Latn",
 }
 # Where a country writes a language in another script than SONAR's: the locale must not pass for SONAR's code.
+LONGEST = 100  # characters of what is typed for a language; the search for what was meant takes time by their number
+
 _SCRIPT_IN = {
     "kk_cn": "arab", "ky_cn": "arab", "mn_cn": "mong", "pa_pk": "arab", "sd_in": "deva", "sr_me": "latn", "uz_af": "arab",
 }  # fmt: skip
@@ -111,6 +113,8 @@ def resolve(typed: str, known: Sequence[str]) -> str:
     """
     if typed in known:
         return typed
+    if len(typed) > LONGEST:
+        raise UnknownLanguageError(f"unknown language {typed[:LONGEST]!r}...: codes are FLORES-200's, such as eng_Latn")
     here = [code for code in _meant(typed, known) if code in known]
     if set(here) == {"zho_Hans", "zho_Hant"}:
         return "zho_Hans"

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import sentencepiece
 
+from sonarkit.core.foreign import read_json
+
 DATA_TAGS = ("<MINED_DATA>", "<MMT_BT_DATA>", "<SMT_BT_DATA>")
 
 
@@ -101,11 +103,10 @@ class Tokenizer:
         for name in ("tokenizer.spm", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name} is missing; the tokenizer belongs to the model, copy both together")
-        try:
-            languages = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["languages"]
-        except (ValueError, KeyError, TypeError) as error:
-            listing = folder / "tokenizer.json"
-            raise ValueError(f'{listing}: expected {{"languages": [codes]}} ({error!r}); copy it again') from error
+        listing = folder / "tokenizer.json"
+        languages = read_json(listing).get("languages")
+        if not isinstance(languages, list) or not all(isinstance(code, str) and code.isascii() for code in languages):
+            raise ValueError(f'{listing}: expected {{"languages": [codes]}}, got {str(languages)[:60]}; copy it again')
         return cls(folder / "tokenizer.spm", languages)
 
 

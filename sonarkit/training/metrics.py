@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import resource
 import secrets
 import sys
@@ -39,6 +40,10 @@ import torch
 from tqdm.auto import tqdm
 
 from sonarkit.core.checkpoint import write_atomically
+from sonarkit.core.foreign import parse_json
+
+# what every record of a kind holds beside its loss or results
+NUMBERS = {"train": ("step", "seconds", "lr", "tokens_per_s", "seconds_left"), "eval": ("step", "seconds")}
 
 
 def loss_key(record: Mapping[str, Any]) -> str:
@@ -209,17 +214,29 @@ class WeightsAndBiases:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a metrics file; a last line cut by a crash is left out. ValueError for any other bad line."""
+    """The records of a metrics file; a last line cut by a crash is left out. ValueError for any other line that is none."""
     lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         del lines[-1]
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:60]!r}; move the file away") from error
+            record = parse_json(line)
+        except ValueError:
+            record = None
+        if not _is_record(record):
+            wanted = f"a record, a JSON object with {', '.join(NUMBERS['train'])}"
+            raise ValueError(f"{path}, line {number}: expected {wanted}; got {line[:60]!r}; move the file away")
+        records.append(record)
     return records
+
+
+def _is_record(record: Any) -> bool:
+    names = NUMBERS.get(str(record.get("kind"))) if isinstance(record, dict) else None
+    if names is None or not isinstance(record.get("sample", ""), str):
+        return False
+    endless = [value for value in record.values() if isinstance(value, int) and abs(value) >= 2**63]  # JSON has such integers
+    return not endless and all(type(record.get(name)) in (int, float) and abs(record[name]) < math.inf for name in names)
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -16,7 +16,8 @@ from sonarkit.training.metrics import RunLog, peak_memory_gb, read_metrics
 
 
 def record(step: int, loss: float | None = 1.25) -> dict[str, Any]:
-    return {"step": step, "loss_nats_per_token": loss, "lr": 1e-3, "tokens_per_s": 1234.5, "seconds_left": 75.0}
+    loss_and_speed = {"loss_nats_per_token": loss, "lr": 1e-3, "tokens_per_s": 1234.5}
+    return {"step": step, "seconds": 1.5 * step, **loss_and_speed, "seconds_left": 75.0}
 
 
 def test_records_are_on_disk_at_once_and_the_console_is_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

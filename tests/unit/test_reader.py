@@ -145,7 +145,8 @@ def test_a_manifest_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(manifest | {"format": "sonarkit-store-1"}))
     with pytest.raises(ValueError, match="format 'sonarkit-store-1', expected 'sonarkit-store-2'; encode the corpus again"):
         Store(tmp_path)
-    path.write_text(json.dumps(manifest | {"width": 16}))
+    wider = {"width": 16, "end_of_sequence": {**manifest["end_of_sequence"], "vector": [0.5] * 16}}
+    path.write_text(json.dumps(manifest | wider))
     with pytest.raises(ValueError, match="shard-00000.arrow has vectors of width 8, expected 16"):
         Store(tmp_path)
     manifest["shards"][0]["sentences"] += 1

@@ -138,8 +138,8 @@ def latest_html(records: Mapping[str, Sequence[Record]], metric: str = LOSS) -> 
     return f"<table><thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "–"
 
 
 def sample_html(record: Record) -> str:
