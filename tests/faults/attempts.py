@@ -8,6 +8,7 @@ between any two of them, whatever else the machine does.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import signal
@@ -15,8 +16,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -54,6 +57,7 @@ def tiny_codec() -> Sonar:
 
 CODEC = tiny_codec()
 # what is read, imported or measured once a process: here, once for all attempts
+torch.set_num_threads(1)
 split_sentences(STORIES[0], "eng_Latn")
 distributed_checkpoint()
 matrix_peak(ALONE.device, torch.float32)
@@ -120,16 +124,25 @@ def begun(
     work: Callable[..., None], *arguments: Any, end: int = signal.SIGKILL, after: int | None = None
 ) -> Iterator[tuple[multiprocessing.process.BaseProcess, Any]]:
     """`work(*arguments)` in a process of its own, which sends itself the signal `end` after so many calls; and their number."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["attempts"])
-    calls = context.RawValue("q")
-    process = context.Process(target=_work, args=(work, arguments, end, after, calls))
+    calls = _forks().RawValue("q")
+    process = _forks().Process(target=_work, args=(work, arguments, end, after, calls))
     process.start()
     try:
         yield process, calls
     finally:
         process.kill()
         process.join()
+
+
+@cache
+def _forks() -> Any:
+    """Processes forked from one that has imported this file: it must find it (before Python 3.13 it is not told where)."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["attempts"])
+    found = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with patch.dict(os.environ, PYTHONPATH=found):
+        multiprocessing.forkserver.ensure_running()
+    return context
 
 
 def attempt(work: Callable[..., None], *arguments: Any, end: int = signal.SIGKILL, after: int | None = None) -> int | None:
@@ -148,8 +161,6 @@ def calls_of(work: Callable[..., None], *arguments: Any) -> int:
 
 
 def _work(work: Callable[..., None], arguments: tuple[Any, ...], end: int, after: int | None, calls: Any) -> None:
-    torch.set_num_threads(1)
-
     def count(frame: object, event: str, argument: object) -> None:
         if event in ("call", "c_call"):
             calls.value += 1
