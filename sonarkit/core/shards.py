@@ -59,7 +59,10 @@ class Planner(DefaultLoadPlanner):
     """What is no tensor is a number, a text or a list of them."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        plain = io.BytesIO()
-        torch.save(torch.load(value, map_location="cpu", weights_only=True), plain)
+        plain, name = io.BytesIO(), read_item.dest_index.fqn
+        try:
+            torch.save(torch.load(value, map_location="cpu", weights_only=True), plain)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{name} holds more than numbers and texts, and sonarkit runs no code of a file") from error
         plain.seek(0)
         super().load_bytes(read_item, plain)  # unpickles what we have just written
