@@ -155,8 +155,9 @@ def read_lines(path: Path | RemoteFile) -> Iterator[tuple[int, str]]:
 
 
 def _raw_lines(path: Path | RemoteFile) -> Iterator[tuple[int, bytes]]:
-    # a file of fsspec's knows no `readline` of at most so many bytes
-    with path.open("rb") as stored, gzip.open(stored) if path.suffix == ".gz" else io.BufferedReader(stored) as file:  # type: ignore[type-var]
+    with path.open("rb") as stored:
+        # `readline` of at most so many bytes is not what a file of fsspec's knows
+        file: Any = gzip.open(stored) if path.suffix == ".gz" else io.BufferedReader(stored)  # type: ignore[arg-type]
         number = 0
         try:
             for number, line in bounded_lines(file, path):

@@ -259,12 +259,12 @@ def test_an_index_of_shards_stays_in_its_folder(index: object, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 2**70}, "width must lie between 1 and 16777216"),
-        ({"vocab_size": 2**62}, "vocab_size must lie"),
-        ({"max_tokens": 2**62}, "max_tokens must lie between 3 and 65536"),
-        ({"encoder": {"layers": 10**9}}, "layers must lie between 1 and 1000"),
-        ({"encoder": {"ffn": 2**62}}, "ffn must lie"),
-        ({"encoder": {"first_position": -1}}, "first_position must lie"),
+        ({"width": 2**70}, "width must be between 1 and 16777216"),
+        ({"vocab_size": 2**62}, "vocab_size must be"),
+        ({"max_tokens": 2**62}, "max_tokens must be between 3 and 65536"),
+        ({"encoder": {"layers": 10**9}}, "layers must be between 1 and 1000"),
+        ({"encoder": {"ffn": 2**62}}, "ffn must be"),
+        ({"encoder": {"first_position": -1}}, "first_position must be"),
         ({"decoder": {"dropout": float("nan")}}, "dropout is a probability"),
     ],
 )
