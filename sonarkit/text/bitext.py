@@ -48,7 +48,7 @@ KINDS = (".jsonl", ".tsv", ".tmx", ".parquet")
 SAMPLE = 1000  # rows looked at before the first is handed out
 SKIP = "-"  # in `langs`: a column to leave out
 WIDEST = 1000  # columns, more than there are languages
-LONGEST_UNIT = 4 << 20  # bytes of a TMX file's unit: as a tree it takes some 30 times that
+LONGEST_UNIT = 4 << 20  # bytes of a TMX file between the ends of two units, which are in memory as a tree
 DEEPEST = 100  # elements of it within each other
 
 
