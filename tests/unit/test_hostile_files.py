@@ -522,10 +522,10 @@ def test_metrics_with_script_tags_are_text_and_others_are_refused(tmp_path: Path
     assert SCRIPT.replace("/", "") == name
     for record in ([], {}, train | {"kind": []}, train | {"step": SCRIPT}, train | {"lr": None}, train | {"lr": 10**400}):
         path.write_text(json.dumps(record) + "\n")
-        with pytest.raises(ValueError, match="line 1: expected a record"):
+        with pytest.raises(ValueError, match="line 1: expected a JSON object, got"):
             read_metrics(path)
     path.write_text(DEEP + "\n")
-    with pytest.raises(ValueError, match="line 1: expected a record"):
+    with pytest.raises(ValueError, match="line 1: expected a JSON object, got"):
         read_metrics(path)
 
 
