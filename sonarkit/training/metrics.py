@@ -220,8 +220,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         if not _is_record(record):
             numbers = ", ".join(NUMBERS["train"])
             raise ValueError(
-                f"{path}, line {number}: expected a JSON object, got {line[:60]!r} (kind is train or eval; numbers are {numbers}); "
-                "move the file away"
+                f"{path}, line {number}: expected a JSON object, got {line[:60]!r} (of kind train or eval, with numbers for "
+                f"{numbers}); move the file away"
             )
         records.append(record)
     return records
