@@ -47,7 +47,7 @@ class TextStackConfig(StackConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.first_position <= MOST_POSITIONS:
-            raise ValueError(f"first_position must lie between 0 and {MOST_POSITIONS}, got {self.first_position}")
+            raise ValueError(f"first_position must be between 0 and {MOST_POSITIONS}, got {self.first_position}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class CodecConfig:
     def __post_init__(self) -> None:
         check_sizes(self, "vocab_size", "width")
         if not 3 <= self.max_tokens <= MOST_POSITIONS:
-            raise ValueError(f"max_tokens must lie between 3 and {MOST_POSITIONS}, got {self.max_tokens}")
+            raise ValueError(f"max_tokens must be between 3 and {MOST_POSITIONS}, got {self.max_tokens}")
         if not self.languages:
             raise ValueError("languages must name at least one FLORES-200 code, such as ('eng_Latn',)")
         last = self.encoder.pooler or self.encoder

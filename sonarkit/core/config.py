@@ -100,7 +100,7 @@ def load(cls: type[T], path: str | Path) -> T:
 def check_sizes(config: Any, *names: str, most: int = 1 << 24) -> None:
     """ValueError where one of these fields is not in 1..`most`: a file's sizes are believed before its weights are seen."""
     if wrong := [name for name in names if not 1 <= getattr(config, name) <= most]:
-        raise ValueError(f"{' and '.join(wrong)} must lie between 1 and {most}: {config}")
+        raise ValueError(f"{' and '.join(wrong)} must be between 1 and {most}: {config}")
 
 
 def fingerprint(config: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -42,9 +42,8 @@ class Reader(FileSystemReader):
     """Of a checkpoint's folder. ValueError for an index that is damaged, foreign or points out of it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = self._get_metadata_path(kwargs.get("rank"))
-        with open(path, "rb") as file:
-            data = file.read()
+        path = Path(self.path, ".metadata")
+        data = path.read_bytes()
         try:
             index: Metadata = _Unpickler(io.BytesIO(data)).load()
             outside = [str(at.relative_path) for at in index.storage_data.values() if PurePath(at.relative_path).parts[1:]]
@@ -59,7 +58,10 @@ class Planner(DefaultLoadPlanner):
     """What is no tensor is a number, a text or a list of them."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        plain = io.BytesIO()
-        torch.save(torch.load(value, map_location="cpu", weights_only=True), plain)
+        plain, name = io.BytesIO(), read_item.dest_index.fqn
+        try:
+            torch.save(torch.load(value, map_location="cpu", weights_only=True), plain)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{name} holds more than numbers and texts, and sonarkit runs no code of a file") from error
         plain.seek(0)
         super().load_bytes(read_item, plain)  # unpickles what we have just written

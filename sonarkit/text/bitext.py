@@ -48,7 +48,7 @@ KINDS = (".jsonl", ".tsv", ".tmx", ".parquet")
 SAMPLE = 1000  # rows looked at before the first is handed out
 SKIP = "-"  # in `langs`: a column to leave out
 WIDEST = 1000  # columns, more than there are languages
-LONGEST_UNIT = 4 << 20  # bytes of a TMX file's unit: as a tree it takes some 30 times that
+LONGEST_UNIT = 4 << 20  # bytes of a TMX file between the ends of two units, which are in memory as a tree
 DEEPEST = 100  # elements of it within each other
 
 
@@ -72,8 +72,8 @@ def read_bitext(
     Raises OSError for a file, UnknownLanguageError, and ValueError, naming file and line where there is one: for sides of
     unequal length (with both lengths), one that is empty throughout, two languages that are swapped or one in a script
     that is not its own (told by the first 1000 rows; two languages of one script that are swapped cannot be told unless
-    the names of Moses files say so), and a file that is not what it is called. What only the end of a file shows is
-    raised at the end: make a list before training on it.
+    the names of Moses files say so), a file that is not what it is called, and a line of more than 64 MiB or a unit of TMX
+    of more than 4. What only the end of a file shows is raised at the end: make a list before training on it.
     """
     named = None if langs is None else [lang if lang == SKIP else resolve(lang, languages) for lang in langs]
     if named is not None:

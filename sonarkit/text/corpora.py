@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -155,8 +155,7 @@ def read_lines(path: Path | RemoteFile) -> Iterator[tuple[int, str]]:
 
 
 def _raw_lines(path: Path | RemoteFile) -> Iterator[tuple[int, bytes]]:
-    # a file of fsspec's knows no `readline` of at most so many bytes
-    with path.open("rb") as stored, gzip.open(stored) if path.suffix == ".gz" else io.BufferedReader(stored) as file:  # type: ignore[type-var]
+    with path.open("rb") as stored, _unpacked(path, stored) as file:
         number = 0
         try:
             for number, line in bounded_lines(file, path):
@@ -164,6 +163,11 @@ def _raw_lines(path: Path | RemoteFile) -> Iterator[tuple[int, bytes]]:
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             what = f"no whole gzip file: it breaks off after line {number}"
             raise ValueError(f"{path} is {what} ({error}); copy it again") from error
+
+
+def _unpacked(path: Path | RemoteFile, stored: IO[bytes]) -> IO[bytes]:
+    """With `readline` of at most so many bytes, which a file of fsspec's does not know."""
+    return cast(IO[bytes], gzip.open(stored) if path.suffix == ".gz" else io.BufferedReader(stored))
 
 
 def read_jsonl(path: Path | RemoteFile) -> Iterator[tuple[int, dict[str, Any]]]:

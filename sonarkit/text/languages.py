@@ -86,6 +86,7 @@ _NOT_IN_SONAR = {
     "min_arab": "FLORES-200 has Minangkabau in Arabic script, SONAR does not; write it in Latin script and give min_Latn",
 }
 # Where a country writes a language in another script than SONAR's: the locale must not pass for SONAR's code.
+EXAMPLE = "Codes are FLORES-200's, such as eng_Latn"
 LONGEST = 100  # characters of what is typed for a language; the search for what was meant takes time by their number
 
 _SCRIPT_IN = {
@@ -114,7 +115,7 @@ def resolve(typed: str, known: Sequence[str]) -> str:
     if typed in known:
         return typed
     if len(typed) > LONGEST:
-        raise UnknownLanguageError(f"unknown language {typed[:LONGEST]!r}...: codes are FLORES-200's, such as eng_Latn")
+        raise UnknownLanguageError(f"unknown language {typed[:LONGEST]!r}...: {_listed(known)}. {EXAMPLE}")
     here = [code for code in _meant(typed, known) if code in known]
     if set(here) == {"zho_Hans", "zho_Hant"}:
         return "zho_Hans"
@@ -231,7 +232,7 @@ def _advice(typed: str, known: Sequence[str]) -> str:
         return f"it is not known here in {_script_name(script)} script; did you mean {_any(others)}?"
     nearest = _nearest(typed, known)
     if not nearest:
-        return f"{_listed(known)}. Codes are FLORES-200's, such as eng_Latn"
+        return f"{_listed(known)}. {EXAMPLE}"
     if set(nearest) & set(known):
         return f"did you mean {_any(nearest)}?"
     return f"did you mean {_any(nearest)}? That is not known here; {_listed(known)}"

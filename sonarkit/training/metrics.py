@@ -225,8 +225,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             record = None
         if not _is_record(record):
-            wanted = f"a record, a JSON object with {', '.join(NUMBERS['train'])}"
-            raise ValueError(f"{path}, line {number}: expected {wanted}; got {line[:60]!r}; move the file away")
+            numbers = ", ".join(NUMBERS["train"])
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object, got {line[:60]!r} (of kind train or eval, with numbers for "
+                f"{numbers}); move the file away"
+            )
         records.append(record)
     return records
 

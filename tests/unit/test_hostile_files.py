@@ -133,7 +133,9 @@ def test_values_of_a_checkpoint_run_nothing(saved: Path) -> None:
         state = {"model": {"a": torch.zeros(3)}, "lr": 0.5, "name": "x"} | value
         shutil.rmtree(saved / "state")
         torch.distributed.checkpoint.save(state, checkpoint_id=saved / "state", no_dist=True)
-        with pytest.raises(ValueError, match="do not fit this run: rank 0: .*(weights_only|Unsupported)"):
+        with pytest.raises(
+            ValueError, match="do not fit this run: rank 0: .*(lr|name|model.a) holds more than numbers and texts"
+        ):
             load(saved)
 
 
@@ -257,12 +259,12 @@ def test_an_index_of_shards_stays_in_its_folder(index: object, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 2**70}, "width must lie between 1 and 16777216"),
-        ({"vocab_size": 2**62}, "vocab_size must lie"),
-        ({"max_tokens": 2**62}, "max_tokens must lie between 3 and 65536"),
-        ({"encoder": {"layers": 10**9}}, "layers must lie between 1 and 1000"),
-        ({"encoder": {"ffn": 2**62}}, "ffn must lie"),
-        ({"encoder": {"first_position": -1}}, "first_position must lie"),
+        ({"width": 2**70}, "width must be between 1 and 16777216"),
+        ({"vocab_size": 2**62}, "vocab_size must be"),
+        ({"max_tokens": 2**62}, "max_tokens must be between 3 and 65536"),
+        ({"encoder": {"layers": 10**9}}, "layers must be between 1 and 1000"),
+        ({"encoder": {"ffn": 2**62}}, "ffn must be"),
+        ({"encoder": {"first_position": -1}}, "first_position must be"),
         ({"decoder": {"dropout": float("nan")}}, "dropout is a probability"),
     ],
 )
@@ -475,7 +477,7 @@ def test_parquet_cut_or_changed_anywhere(tmp_path: Path) -> None:
         ("<tu><tuv xml:lang='en'><seg>" + "a" * (MIB + 1), "a unit of more than 1 MiB"),
         ("<note/>" * (MIB // 6), "a unit of more than 1 MiB"),
         ("<tu>" + "<a>" * 200, "more than 100 elements within each other"),
-        ("<tu><tuv xml:lang='en'><seg>" + "<hi>" * 5000 + "</hi>" * 5000 + "</seg></tuv></tu>", "within each other"),
+        ("<tu><tuv xml:lang='en'><seg>" + "<hi>" * 5000 + "</hi>" * 5000 + "</seg></tuv></tu>", "more than 100 elements"),
     ],
     ids=["text", "elements", "depth", "closed depth"],
 )
@@ -499,7 +501,7 @@ def test_a_table_of_too_many_columns_and_a_language_without_end(tmp_path: Path) 
     for typed in ("x" * 10**6, "word " * 10**5, "-" * 10**6, "é-" * 10**6):
         with pytest.raises(UnknownLanguageError, match=r"unknown language '.{40,110}'\.\.\.") as refused:
             resolve(typed, SONAR_LANGUAGES)
-        assert len(str(refused.value)) < 300
+        assert len(str(refused.value)) < 400
 
 
 # ---------------------------------------------------------------------- script tags
@@ -520,10 +522,10 @@ def test_metrics_with_script_tags_are_text_and_others_are_refused(tmp_path: Path
     assert SCRIPT.replace("/", "") == name
     for record in ([], {}, train | {"kind": []}, train | {"step": SCRIPT}, train | {"lr": None}, train | {"lr": 10**400}):
         path.write_text(json.dumps(record) + "\n")
-        with pytest.raises(ValueError, match="line 1: expected a record"):
+        with pytest.raises(ValueError, match="line 1: expected a JSON object, got"):
             read_metrics(path)
     path.write_text(DEEP + "\n")
-    with pytest.raises(ValueError, match="line 1: expected a record"):
+    with pytest.raises(ValueError, match="line 1: expected a JSON object, got"):
         read_metrics(path)
 
 

@@ -63,7 +63,7 @@ def test_other_ranks_stay_silent(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps(record(1)) + "\nnot json\n" + json.dumps(record(2)) + "\n")
+    path.write_text(json.dumps({"kind": "train", **record(1)}) + "\nnot json\n" + json.dumps(record(2)) + "\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: expected a JSON object, got 'not json"):
         read_metrics(path)
 
