@@ -91,3 +91,12 @@ def verdicts(found: Sequence[Ordering]) -> str:
 def leaders(evaluations: Sequence[StoryEvaluation], metrics: Sequence[str] = ORDERED) -> dict[str, str]:
     """By metric the family with the highest score, whether or not the others are surely below it."""
     return {metric: max(evaluations, key=lambda one: one.scores[metric].value).model for metric in metrics}
+
+
+def side_by_side(evaluations: Sequence[StoryEvaluation], which: Sequence[int]) -> str:
+    """Markdown: a row for each of these prompts, beside it how each family goes on. IndexError for a story that there is not."""
+    lines = ["| prompt | " + " | ".join(one.model for one in evaluations) + " |", "|---" * (1 + len(evaluations)) + "|"]
+    for i in which:
+        told = [" ".join(one.stories[i]["told"]) for one in evaluations]
+        lines.append("| " + " | ".join(text.replace("|", "/") for text in (evaluations[0].stories[i]["prompt"], *told)) + " |")
+    return "\n".join(lines)

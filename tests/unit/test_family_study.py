@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sonarkit.evaluation.family_study import evaluations_in, leaders, orderings, verdicts
+from sonarkit.evaluation.family_study import evaluations_in, leaders, orderings, side_by_side, verdicts
 from sonarkit.evaluation.statistics import Interval
 from sonarkit.evaluation.story_evaluation import COMPARED, QUOTIENTS, StoryEvaluation, report_of, score_of
 
@@ -59,6 +59,13 @@ def test_reversed_by_a_paired_test_alone(families: list[StoryEvaluation]) -> Non
 
 def test_who_leads(families: list[StoryEvaluation]) -> None:
     assert leaders(families, ["grammar", "consistency"]) == {"grammar": "token-llm", "consistency": "sonar-llm"}
+
+
+def test_stories_stand_side_by_side(families: list[StoryEvaluation]) -> None:
+    families[0].stories[3] = {"prompt": "A fox 3.", "told": ["It ran.", "It | fell."], "stopped_by": "end"}
+    lines = side_by_side(families, (0, 3)).splitlines()
+    assert lines[0] == "| prompt | token-llm | sonar-llm | diffusion-lcm | mse-lcm |" and len(lines) == 4
+    assert lines[3] == "| A fox 3. | It ran. It / fell. | It ran. | It ran. | It ran. |"
 
 
 def test_a_study_is_read_back(families: list[StoryEvaluation], tmp_path: Path) -> None:
