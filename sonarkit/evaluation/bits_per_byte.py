@@ -21,7 +21,6 @@ from sonarkit.core.packing import pack
 from sonarkit.evaluation.concept_metrics import predictions
 from sonarkit.evaluation.statistics import RESAMPLES, Interval, bootstrap
 from sonarkit.models.concept_model import ConceptModule
-from sonarkit.models.diffusion_lcm import DiffusionLCM
 from sonarkit.models.family import Model
 from sonarkit.models.rollout import END_OF_SEQUENCE
 from sonarkit.models.token_llm import TokenDocument, TokenLLM
@@ -105,11 +104,7 @@ def _bits_and_bytes(model: ConceptModule, documents: Sequence[Document], seed: i
     for start in range(0, len(documents), BATCH):
         part = documents[start : start + BATCH]
         vectors = [document.vectors_SD.to(model.device) for document in part]
-        context = None
-        if isinstance(model, DiffusionLCM):  # noise of its own for each, whatever else is in the batch
-            seeds = range(seed + start, seed + start + len(part))
-            context = model.start(len(part), max(map(len, vectors)) - 1, seeds=seeds)
-        for document, predicted_SD in zip(part, predictions(model, vectors, context)):
+        for document, predicted_SD in zip(part, predictions(model, vectors, seed + start)):
             ids_T, packing = pack(document.targets[1:], model.device)
             nats, _ = model.sonar.decoder.token_losses(predicted_SD, ids_T, packing)
             yield float(nats) / math.log(2), float(sum(document.bytes[1:]))

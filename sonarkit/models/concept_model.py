@@ -18,6 +18,25 @@ from sonarkit.models import rollout
 from sonarkit.store.reader import Document
 
 
+def weights_folder(name: str | Path, shipped: Mapping[str, str], family: str) -> Path:
+    """Where the weights of this name lie: in `assets/`, or in the folder that it is.
+
+    FileNotFoundError where there are none; for what `shipped` names but a copy of sonarkit lacks, with the command that makes it.
+    """
+    named = str(name)
+    folder = asset(shipped[named]) if named in shipped else Path(name)
+    if (folder / "config.json").is_file():
+        return folder
+    if named in shipped:
+        key = family.lower()
+        raise FileNotFoundError(
+            f"no {family} ships with this copy of sonarkit; train one (python sonarkit/train.py {key} --size {named} "
+            f"--data STORE --valid STORE --out runs/{key}) and name its folder, runs/{key}/final"
+        )
+    known = f"one of {', '.join(sorted(shipped))} or " if shipped else ""
+    raise FileNotFoundError(f"no {family} at {named!r}: expected {known}a folder with config.json and model.safetensors")
+
+
 class ConceptModule(nn.Module):
     """A model that reads sentence vectors and predicts the next one's. The codec is held beside the weights, never among them.
 
@@ -92,12 +111,7 @@ class ConceptModule(nn.Module):
 
         The codec it was trained with is loaded too, unless passed. A codec with another fingerprint is refused.
         """
-        folder = asset(cls.shipped[str(name)]) if str(name) in cls.shipped else Path(name)
-        if not (folder / "config.json").is_file():
-            known = f"one of {', '.join(sorted(cls.shipped))} or " if cls.shipped else ""
-            raise FileNotFoundError(
-                f"no {cls.family} at {str(name)!r}: expected {known}a folder with config.json and model.safetensors"
-            )
+        folder = weights_folder(name, cls.shipped, cls.family)
         config: Any = configs.load(cls.Config, folder / "config.json")
         sonar = sonar or Sonar.from_pretrained(config.codec)
         if sonar.fingerprint() != config.codec_fingerprint:

@@ -353,6 +353,7 @@ class DiffusionLCM(ConceptModule):
     family = "Diffusion-LCM"
     loss_unit = LOSS_UNIT
     Config = DiffusionLCMConfig
+    shipped = {"mini": "mini/diffusion-lcm"}
     config: DiffusionLCMConfig
 
     def __init__(self, config: DiffusionLCMConfig, sonar: Sonar, normalizer: Normalizer) -> None:

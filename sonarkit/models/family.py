@@ -29,12 +29,7 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> Model
     """
     shipped, _, family = str(name).partition("-")
     if shipped in SonarLLM.shipped and family in ("", *MODELS):
-        kind = MODELS[family or "sonar-llm"]
-        if shipped not in getattr(kind, "shipped", ()):
-            raise FileNotFoundError(
-                f"no {family} ships with sonarkit; name the folder of one that was trained (train.py {family})"
-            )
-        return kind.from_pretrained(shipped, device=device)
+        return MODELS[family or "sonar-llm"].from_pretrained(shipped, device=device)
     return MODELS[family_of(Path(name))].from_pretrained(name, device=device)
 
 

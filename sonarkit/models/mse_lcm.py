@@ -43,6 +43,7 @@ class MseLCM(ConceptModule):
     family = "MSE-LCM"
     loss_unit = LOSS_UNIT
     Config = MseLCMConfig
+    shipped = {"mini": "mini/mse-lcm"}
     config: MseLCMConfig
 
     def __init__(self, config: MseLCMConfig, sonar: Sonar, normalizer: Normalizer) -> None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, overload
 
 import sentencepiece
 import torch
@@ -29,6 +29,7 @@ from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import pack
 from sonarkit.models import token_search
 from sonarkit.models.backbone import Backbone, BackboneConfig, Block, Context, recompute
+from sonarkit.models.concept_model import weights_folder
 from sonarkit.models.rollout import PromptWarning, StoppedBy, Story, split_prompt
 from sonarkit.store.reader import Document
 from sonarkit.text.languages import SONAR_LANGUAGES, per_text
@@ -213,6 +214,8 @@ class TokenDocument:
 class TokenLLM(nn.Module):
     """Token embedding, backbone, output projection."""
 
+    shipped: ClassVar[Mapping[str, str]] = {"mini": "mini/token-llm"}  # name -> folder in `assets/`
+
     def __init__(self, config: TokenLLMConfig, tokens: Tokens) -> None:
         super().__init__()
         if tokens.size > config.vocab_size:
@@ -365,16 +368,12 @@ class TokenLLM(nn.Module):
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> TokenLLM:
-        """A folder written by `save_pretrained`, its tokenizer included; weights are float32.
+    def from_pretrained(cls, name: str | Path, *, device: str | torch.device = "cpu") -> TokenLLM:
+        """What is shipped under this name, or a folder written by `save_pretrained`, its tokenizer included; float32.
 
         Raises FileNotFoundError for what is missing; ValueError for what is damaged or does not belong together.
         """
-        folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"no TokenLLM at {str(folder)!r}: expected a folder with config.json, model.safetensors and a tokenizer"
-            )
+        folder = weights_folder(name, cls.shipped, "token-LLM")
         config = configs.load(TokenLLMConfig, folder / "config.json")
         tokens = load_tokens(config.tokenizer, folder)
         tensors = checkpoint.read_safetensors(folder / "model.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import json
 import os
 import time
 from pathlib import Path
@@ -98,8 +99,15 @@ def test_cells_are_short_and_claims_asserted(path: Path) -> None:
     assert sum("assert" in source for source in sources) >= len(sources) // 2
 
 
-def test_pictures_are_small_and_made_by_a_notebook() -> None:
-    """The README's pictures; see sonarkit/explore/pictures.py for how to make them anew."""
+def test_what_lies_beside_the_notebooks_is_small_and_theirs() -> None:
+    """The README's pictures, see sonarkit/explore/pictures.py for how to make them anew, and the numbers of a study."""
     sources = "".join(cell.source for path in NOTEBOOKS for cell in code_cells(read(path)))
-    for picture in (FOLDER / "figures").glob("*"):
-        assert f'"{picture.stem}"' in sources and picture.suffix == ".png" and picture.stat().st_size < 80_000, picture
+    most = {".png": 80_000, ".json": 1_000_000}
+    for file in (FOLDER / "figures").glob("*"):
+        named = file.stem if file.suffix == ".png" else file.name
+        assert f'"{named}"' in sources and file.stat().st_size < most[file.suffix], file
+
+
+def test_a_study_that_ships_names_no_folder_of_its_machine() -> None:
+    for file in (FOLDER / "figures").glob("*.json"):
+        assert not Path(json.loads(file.read_text(encoding="utf-8"))["study"]["out"]).is_absolute(), file

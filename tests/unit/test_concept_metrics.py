@@ -21,12 +21,15 @@ from sonarkit.evaluation.concept_metrics import (
     l2,
     mutual_information,
     paraphrasing,
+    predictions,
     rank_of_truth,
     round_trip,
     vector_information,
 )
 from sonarkit.models.backbone import BackboneConfig
+from sonarkit.models.diffusion_lcm import DiffusionLCM, DiffusionLCMConfig, SamplingConfig
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig
+from sonarkit.store.normalizer import Normalizer
 from sonarkit.store.reader import Store
 
 STORIES = """The fox ran home. Mia slept. Tom sang a song.
@@ -168,6 +171,8 @@ def test_a_model_that_knows_and_one_that_copies(sonar: Sonar, store: Store) -> N
     assert scores["paraphrasing"] == pytest.approx(1)
     assert scores["vector_information"] == pytest.approx(scores["vector_information_true"])
     assert copies.scores["l2"].value == pytest.approx(copies.scores["l2_of_last"].value) == knows.scores["l2_of_last"].value
+    assert copies.scores["contrastive_accuracy"] == copies.scores["contrastive_accuracy_of_last"]
+    assert knows.scores["contrastive_accuracy_of_last"] == copies.scores["contrastive_accuracy"] != knows.scores["mrr"]
     assert copies.scores["first"].value == 0 and copies.scores["paraphrasing"].value > 1
     assert len(knows.told) == 7 and knows.scores["l2"].count == 3  # intervals over documents
     read = json.loads(json.dumps(knows.to_dict(), allow_nan=False))
@@ -187,6 +192,26 @@ def test_a_sonar_llm_is_asked_as_by_predict_next(sonar: Sonar, store: Store) -> 
         report = concept_report(model, store, batch=batch, decode=False, resamples=10)
         assert report.scores["l2"].value == pytest.approx(sum(distances) / 7, rel=1e-5)
         assert "round_trip_l2" not in report.scores and not report.told
+
+
+def test_a_diffusion_lcm_draws_by_the_seed_alone(sonar: Sonar, store: Store) -> None:
+    """Whatever was drawn before and however documents are cut into batches; each document has noise of its own."""
+    torch.manual_seed(0)
+    config = DiffusionLCMConfig(BackboneConfig(24, 48, 2, 3, 8), 2, 32, "tiny", sonar.fingerprint())
+    model = DiffusionLCM(config, sonar, Normalizer(32)).eval()
+    few = {"decode": False, "resamples": 10, "sampling": SamplingConfig(steps=4)}
+    first, again, other = (
+        concept_report(model, store, batch=batch, seed=seed, **few) for batch, seed in ((64, 0), (1, 0), (64, 9))
+    )
+    assert first.scores["l2"].value == pytest.approx(again.scores["l2"].value, rel=1e-5)
+    assert first.scores["l2"].value != pytest.approx(other.scores["l2"].value, rel=1e-3)
+    assert first.scores["l2"].value != pytest.approx(
+        concept_report(model, store, **{**few, "sampling": SamplingConfig()}).scores["l2"].value, rel=1e-3
+    )
+    vectors = torch.from_numpy(store[0].vectors_SD.astype("float32"))
+    told = predictions(model, [vectors, vectors], 5, sampling=SamplingConfig(steps=4))
+    torch.testing.assert_close(told[1], predictions(model, [vectors], 6, sampling=SamplingConfig(steps=4))[0])
+    assert not torch.allclose(told[0], told[1])
 
 
 def test_long_documents_are_cut_and_counted_and_a_language_model_may_judge(sonar: Sonar, store: Store) -> None:

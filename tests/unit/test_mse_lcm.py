@@ -118,7 +118,7 @@ def test_saved_and_loaded_it_is_the_same_and_what_does_not_fit_is_refused(model:
         model.sonar.encoder.norm.bias += 1
     with pytest.raises(ValueError, match="trained on codec 'tiny'"):
         MseLCM.from_pretrained(tmp_path, sonar=model.sonar)
-    with pytest.raises(FileNotFoundError, match="no MSE-LCM at 'nowhere'.*a folder"):
+    with pytest.raises(FileNotFoundError, match="no MSE-LCM at 'nowhere'.*expected one of mini or a folder"):
         MseLCM.from_pretrained("nowhere")
     with pytest.raises(ValueError, match="width 16, the model reads 32"):
         MseLCM(model.config, model.sonar, Normalizer(16))

@@ -22,6 +22,7 @@ from sonarkit.encode import encode_into
 from sonarkit.evaluation import story_evaluation
 from sonarkit.evaluation.bits_per_byte import bits_per_byte, text_bits
 from sonarkit.evaluation.story_evaluation import StoryEvaluation, StoryPrompts, evaluate_stories, prompts_for
+from sonarkit.models import concept_model
 from sonarkit.models.diffusion_lcm import DiffusionLCM, DiffusionLCMConfig, NoiseSchedule, SamplingConfig
 from sonarkit.models.family import MODELS, Model, family_name, load_model, trained_parameters
 from sonarkit.models.mse_lcm import MseLCM, MseLCMConfig
@@ -79,13 +80,22 @@ def test_a_folder_tells_its_family(family: str, sonar: Sonar, tmp_path: Path) ->
     assert trained_parameters(loaded) == trained_parameters(saved)
 
 
-def test_mini_is_the_shipped_sonar_llm_and_what_is_no_model_is_refused(
-    sonar: Sonar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("family", MODELS)
+def test_what_ships_is_found_by_its_name_and_what_does_not_is_told_how_to_train(
+    family: str, sonar: Sonar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(concept_model, "asset", lambda name: tmp_path / name)
+    for load in (MODELS[family].from_pretrained, lambda _: load_model(f"mini-{family}")):
+        with pytest.raises(FileNotFoundError, match=rf"(?i)no {family} ships .*train one \(.*train.py {family} --size mini"):
+            load("mini")
+    sonar.save_pretrained(tmp_path / "codec", torch.float32)
+    saved = tiny(family, Sonar.from_pretrained(tmp_path / "codec"), str(tmp_path / "codec"))
+    saved.save_pretrained(tmp_path / "mini" / family)
+    assert type(load_model(f"mini-{family}")) is type(MODELS[family].from_pretrained("mini")) is MODELS[family]
+
+
+def test_mini_is_the_shipped_sonar_llm_and_what_is_no_model_is_refused(sonar: Sonar, tmp_path: Path) -> None:
     assert isinstance(load_model("mini"), SonarLLM) and isinstance(load_model("mini-sonar-llm"), SonarLLM)
-    monkeypatch.setattr(TokenLLM, "shipped", {}, raising=False)
-    with pytest.raises(FileNotFoundError, match="no token-llm ships with sonarkit; name the folder of one that was trained"):
-        load_model("mini-token-llm")
     with pytest.raises(FileNotFoundError, match="expected mini, mini-FAMILY, or a folder"):
         load_model(tmp_path / "none")
     sonar.save_pretrained(tmp_path / "codec")

@@ -330,7 +330,7 @@ def test_a_saved_model_is_the_same_model(tokenizer: Tokenizer, tmp_path: Path, t
 
 
 def test_what_does_not_belong_together_is_refused(model: TokenLLM, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="expected a folder with config.json"):
+    with pytest.raises(FileNotFoundError, match="no token-LLM at .*expected one of mini or a folder with config.json"):
         TokenLLM.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="ids mean something else"):
         TokenLLM(replace(model.config, tokenizer_fingerprint="other"), model.tokens)
