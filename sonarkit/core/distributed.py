@@ -136,7 +136,7 @@ class Watch:
 
     def _look(self) -> None:
         assert self._world.store is not None
-        store = self._world.store.clone()  # a connection of its own: the main thread may wait on the other for long
+        store = self._world.store.clone()  # a connection of its own: the main thread may wait on the other for long  # type: ignore[attr-defined]
         keys = [f"{self._name}/{rank}" for rank in range(self._world.size)]
         seen = [_Seen() for _ in keys]
         for beat in itertools.count():
@@ -201,7 +201,7 @@ def _collectives() -> int:
     """How many collectives this rank has entered, on its GPU and its CPU."""
     group = dist.distributed_c10d._get_default_group()
     backends = {group._get_backend(device) for device in group._device_types}
-    return sum(backend._get_sequence_number_for_group() for backend in backends)
+    return sum(backend._get_sequence_number_for_group() for backend in backends)  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------- one model on many ranks

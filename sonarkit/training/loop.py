@@ -162,9 +162,9 @@ def train(task: Task, config: TrainConfig, world: World) -> Evaluation:
 
 def _train(task: Task, config: TrainConfig, world: World, watch: Watch) -> Evaluation:
     if world.rank == 0:
-        for half in [*config.out.glob("*.tmp"), *config.out.glob("final/*.tmp")]:  # files of a killed run
-            if half.is_file():
-                half.unlink()
+        for left in [*config.out.glob("*.tmp"), *config.out.glob("final/*.tmp")]:  # files of a killed run
+            if left.is_file():
+                left.unlink()
     if config.threads:
         torch.set_num_threads(config.threads)
     _seed(config.seed + world.rank)
