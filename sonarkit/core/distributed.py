@@ -136,7 +136,8 @@ class Watch:
 
     def _look(self) -> None:
         assert self._world.store is not None
-        store = self._world.store.clone()  # a connection of its own: the main thread may wait on the other for long  # type: ignore[attr-defined]
+        # a connection of its own: the main thread may wait on the other for long
+        store = self._world.store.clone()  # type: ignore[attr-defined]
         keys = [f"{self._name}/{rank}" for rank in range(self._world.size)]
         seen = [_Seen() for _ in keys]
         for beat in itertools.count():
