@@ -40,7 +40,8 @@ def test_training(whole_store: Path, whole_run: Path, tmp_path: Path) -> None:
         resumed.add(checkpoint.latest(out))
         assert attempt(train_llm, whole_store, out) == 0
         assert_same_run(out, whole_run, f"killed after {time} of {calls} calls")
-    assert {path.name for path in resumed if path} == {"step-00000002", "step-00000004", "step-00000006"} and None in resumed
+    found = {path and path.name for path in resumed}
+    assert found >= {None, "step-00000002", "step-00000004"}, "the kills came before and after checkpoints"
 
 
 def assert_same_run(out: Path, whole: Path, why: str = "") -> None:
