@@ -30,13 +30,12 @@ def test_a_rank_that_hangs_is_named_and_the_ranks_begin_again(whole_store: Path,
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", 2]
     found = run([*launcher, __file__, whole_store, out])
     assert found.returncode == 0, found.stderr[-3000:]
-    told = [line for line in found.stderr.splitlines() if "it ends here" in line]
-    assert len(told) == 2, found.stderr
-    first, second = told
+    first, *later = (line for line in found.stderr.splitlines() if "it ends here" in line)
     silent = rf"rank 1 .process \d+ on .*. has given no sign of life for {HANG_SECONDS} s, since .* or soon after"
     stuck = rf"rank 0 .process \d+ on .*. has been at step 5 for {HANG_SECONDS} s, and the others wait"
     assert re.fullmatch(rf"sonarkit .rank 0.: {silent}; it ends here; what was finished is kept", first)
-    assert re.fullmatch(rf"sonarkit .rank 1.: {stuck}; it ends here; what was finished is kept", second)
+    # rank 0, which sleeps on, may say of rank 1 that it is gone before torchrun ends it, too
+    assert re.fullmatch(rf"sonarkit .rank 1.: {stuck}; it ends here; what was finished is kept", later[0])
     assert f"resumed {out} from step" in found.stdout
     assert [step for step, _, _ in losses(out)] == list(range(1, STEPS + 1))
     assert [loss for _, loss, _ in losses(out)] == pytest.approx([loss for _, loss, _ in losses(whole_run)], rel=1e-5)
