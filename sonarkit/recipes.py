@@ -333,13 +333,10 @@ def steps_of(epochs: float, documents: int, documents_per_step: int) -> int:
 
 def codec_mini() -> CodecRun:
     """The shipped codec: D = 256, two CPU cores."""
-    optimizer = OptimizerConfig(lr=1.5e-3, muon=True, warmup_steps=300, schedule="cosine", min_lr_ratio=0.01)
+    optimizer = OptimizerConfig(lr=2e-3, muon=True, warmup_steps=300, schedule="cosine", min_lr_ratio=0.01)
     return CodecRun(
-        TrainConfig(Path("runs/codec-mini"), steps=6200, precision="auto", log_every=50, save_every=250, optimizer=optimizer),
-        objective=ObjectiveConfig(dae_weight=1.0, dae_share=0.75, dae_splice=0.5, noise_ratio=0.0),
-        bitext_share=0.65,
-        pairs_per_step=160,
-        micro_pairs=160,
+        TrainConfig(Path("runs/codec-mini"), steps=2800, precision="auto", log_every=50, save_every=250, optimizer=optimizer),
+        objective=ObjectiveConfig(dae_weight=0.5, dae_share=0.25, noise_ratio=0.0),
     )
 
 

@@ -222,7 +222,7 @@ def test_a_plan_says_what_a_run_would_take(
     assert "storyworld:40" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     refused(train.main, ["sonar-llm", "--size", "900M", "--plan", "--gpu", "A1"], "unknown device 'A1'", "H100")
-    refused(train.main, ["codec", "--size", "mini", "--plan", "--gpus", "199"], "160 pairs a step cannot be shared by")
+    refused(train.main, ["codec", "--size", "mini", "--plan", "--gpus", "99"], "40 pairs a step cannot be shared by")
 
 
 def test_what_does_not_fit_is_refused(
