@@ -576,7 +576,7 @@ def evaluate_concepts(
         limit: How many of its documents; 0 is all.
         beam_size: Beams when decoding predictions.
         no_decode: Leave out what needs the decoder.
-        seed: Of the intervals, and of what a diffusion LCM draws for its bits per byte.
+        seed: Of the intervals, and of what a diffusion LCM draws.
         device: Where to compute: cpu, cuda.
         json: Print one JSON object instead of the table.
         out: Also write that there.

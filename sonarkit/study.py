@@ -300,8 +300,7 @@ class Families(ModelStudy):
 
     What they add to it is of similar size but for the token-level model's embedding, which the table counts apart. They
     are judged on how they go on with `count` stories of `on`, which none of them has seen, for at most `max_sentences`
-    sentences, and a token-level model for at most `max_tokens` tokens. With the defaults these are the models that ship as
-    `mini`.
+    sentences, and a token-level model for at most `max_tokens` tokens.
     """
 
     out: Path = Path("runs/families")
