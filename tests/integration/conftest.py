@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from processes import Finished, assert_refused
 
+from sonarkit import cli
 from sonarkit.codec.config import codec_config
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.models.backbone import BackboneConfig
@@ -69,3 +72,21 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
         assert_refused(Finished(arguments, int(ending.value.code or 0), captured.out, captured.err), *words)
 
     return check
+
+
+@pytest.fixture
+def sonarkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Runs the command in this process: `sonarkit("decode", "x.npy", stdin=b"...")`."""
+
+    def command(*arguments: object, stdin: bytes = b"") -> Finished:
+        monkeypatch.setattr(sys, "argv", ["sonarkit", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as ending:
+            status = int(ending.code or 0)
+        captured = capsys.readouterr()
+        return Finished(list(arguments), status, captured.out, captured.err)
+
+    return command

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import io
 import json
 import resource
 import shlex
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import PATIENCE, Finished, assert_refused, run, started
+from processes import PATIENCE, assert_refused, run, started
 
 from sonarkit import cli
 from sonarkit.codec.pipeline import Sonar
@@ -29,24 +28,6 @@ from sonarkit.models.token_llm import CodecTokens, TokenLLM
 
 CLI = ["-m", "sonarkit.cli"]
 FOX = "Once upon a time there was a little fox named Mia."
-
-
-@pytest.fixture
-def sonarkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs the command in this process: `sonarkit("decode", "x.npy", stdin=b"...")`."""
-
-    def command(*arguments: object, stdin: bytes = b"") -> Finished:
-        monkeypatch.setattr(sys, "argv", ["sonarkit", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ending:
-            status = int(ending.code or 0)
-        captured = capsys.readouterr()
-        return Finished(list(arguments), status, captured.out, captured.err)
-
-    return command
 
 
 # ---------------------------------------------------------------------- help

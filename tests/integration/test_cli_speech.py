@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import io
 import json
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,24 +22,6 @@ from sonarkit.text.speech_data import Utterance, write_manifest
 
 soundfile = pytest.importorskip("soundfile", reason='soundfile is not installed (pip install -e ".[speech]")')
 Command = Callable[..., Finished]
-
-
-@pytest.fixture
-def sonarkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command in this process."""
-
-    def command(*arguments: object) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["sonarkit", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as ending:
-            status = int(ending.code or 0)
-        captured = capsys.readouterr()
-        return Finished(list(arguments), status, captured.out, captured.err)
-
-    return command
 
 
 @pytest.fixture(scope="session")
