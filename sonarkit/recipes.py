@@ -37,7 +37,9 @@ class CodecRun:
     `init` is a codec to go on from, weights and tokenizer, or `nllb:` and an NLLB of Hugging Face's; "" begins with random
     weights, and with `pieces` SentencePiece pieces trained on the same text. `new_languages` and `new_pieces` are added to it.
     A `teacher` is followed by `objective.distill_weight`; without `init` the student takes its tokenizer and decoder.
-    `anchors` are the languages of one side of each pair, by default all.
+    `taught` names the corpora whose pairs follow it ("storyworld" and those that the console names), by default all: a codec
+    that learns other text with itself as the teacher keeps the vectors of what it knew, so that stores and models of those
+    stay of use. `anchors` are the languages of one side of each pair, by default all.
 
     `tokens_per_step` and `micro_tokens` (target tokens in the mean) decide how many pairs a step and a micro-batch have;
     None leaves that to `pairs_per_step` and `micro_pairs`. The noise of a `DecoderObjective` is measured by a store's
@@ -51,6 +53,7 @@ class CodecRun:
     objective: ObjectiveConfig | DecoderObjective = field(default_factory=ObjectiveConfig)
     init: str = ""
     teacher: str = ""
+    taught: tuple[str, ...] = ()
     bitext: tuple[str, ...] = ()
     bitext_share: float = 0.15
     temperature: float = 1.0
@@ -84,6 +87,8 @@ class CodecRun:
             raise ValueError("there is nothing to learn from: stories is 0 and there is no bitext; give one of them")
         if self.new_languages and not self.init:
             raise ValueError("new_languages are added to a codec: name it as init")
+        if self.taught and not self.teacher:
+            raise ValueError(f"taught names {', '.join(self.taught)} to follow a teacher, but there is none; give one")
 
     @property
     def story_share(self) -> float:
@@ -179,7 +184,9 @@ class StoreRun:
 
     `data` is the store to learn from, `valid` the one it is judged on; `codec` what made them. `mixture`, where given, takes
     the place of `data`: several stores, documents drawn in proportion to how many a store has, times its weight.
-    `init` is a model of the same family, shape and codec to go on from, "mini" or a folder; "" begins with random weights.
+    `init` is a model of the same family, shape and codec to go on from, "mini" or a folder; "" begins with random weights. A
+    SONAR-LLM may be one of another codec with vectors as wide: what it knows of stories is of use in any space, at once where
+    the codec kept its vectors (`CodecRun.taught`). LCMs may not, since their normalizer is that of one space.
     `epochs`, where given, decides how many steps there are; None leaves that to `train`. `frozen` "auto" holds the frozen
     codec in bfloat16 where products are in bfloat16, at half the memory.
     """

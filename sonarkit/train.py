@@ -243,7 +243,9 @@ def train_sonar_llm(run: SonarLLMRun, world: World) -> Evaluation:
     begun = Opened.of(run, world)
     torch.manual_seed(run.train.seed)
     config = SonarLLMConfig(run.backbone, begun.sonar.config.width, begun.codec, begun.fingerprint, run.train_decoder)
-    model = SonarLLM(config, begun.sonar) if not run.init else _begun(SonarLLM, run.init, config, begun.sonar)
+    model = SonarLLM(config, begun.sonar)
+    if run.init:
+        model = _begun(SonarLLM, run.init, config, begun.sonar, same_codec=False)
     model.use(activation_checkpointing=run.activation_checkpointing, compile=run.compile)
     options = {"as_published": run.as_published, "context_noise": run.context_noise}
     return _train_concepts(model, run, begun, world, options, {"decoder": run.shard_decoder})
@@ -328,9 +330,11 @@ def _tokens(name: str, sonar: Sonar) -> Tokens:
     return SentencePieceTokens(Path(name)) if Path(name).is_file() else HuggingFaceTokens(name)
 
 
-def _begun(family: type[Model], name: str, config: Any, sonar: Sonar) -> Model:
-    """The model to go on from; ValueError when its shape or its codec is another."""
-    model = family.from_pretrained(name, sonar=sonar)
+def _begun(family: type[Model], name: str, config: Any, sonar: Sonar, same_codec: bool = True) -> Model:
+    """The model to go on from; ValueError when its shape is another, or its codec where it must be the same."""
+    model = family.from_pretrained(name, sonar=sonar, same_codec=same_codec)
+    if not same_codec:
+        model.config = replace(model.config, codec=config.codec)
     _same_shape(name, model.config, config)
     return model.train()
 
@@ -348,6 +352,10 @@ def train_codec(run: CodecRun, world: World) -> Evaluation:
     sources = [Source.of(corpus, run.bitext_share * share) for corpus, share in zip(corpora, _shares(corpora, run.temperature))]
     if run.stories:
         sources.insert(0, Source("storyworld", storyworld_rows(run.stories, run.train.seed), run.story_share))
+    if unknown := set(run.taught) - {source.name for source in sources}:
+        names = ", ".join(source.name for source in sources)
+        raise ValueError(f"taught names {', '.join(sorted(unknown))}, but the corpora are {names}; name some of those")
+    sources = [replace(source, taught=not run.taught or source.name in run.taught) for source in sources]
     teacher = Sonar.from_pretrained(run.teacher) if run.teacher else None
     torch.manual_seed(run.train.seed)
     sonar = _codec(run, sources, teacher, world)

@@ -115,8 +115,8 @@ class PairBatch:
     """N sentence pairs: token ids of both sides' sources and targets, 2 N of each, side a first, then side b.
 
     A target that the decoder is not to learn, such as a machine's translation, is []. So are source and target of a side b
-    in a language that only the teacher knows. `teacher_sources` are the N sides b as the teacher's tokenizer has them. `others`
-    are targets of 2 N sentences of the same languages, which splices end in.
+    in a language that only the teacher knows. `teacher_sources` are the N sides b as the teacher's tokenizer has them, []
+    where the pair does not follow the teacher. `others` are targets of 2 N sentences of the same languages, which splices end in.
 
     Damage, points between vectors and noise depend on `noise_seed` and on the pair's place in the step (`places`, by default
     that in the batch): a resumed run repeats them, and neither cutting nor ranks change them. `per_pair` are the run's
@@ -205,7 +205,8 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
     """The weighted sum of the losses over a batch, all in sums; parts `mt`, `mse`, `dae` and `distill`, unweighted.
 
     MT and DAE are in nats per target token, MSE is the squared distance per dimension and pair, distillation the squared
-    distance per dimension of each side, a and b, to the teacher's vector of side b, `teacher_vectors` (N, D). They share one
+    distance per dimension of each side, a and b, to the teacher's vector of side b, `teacher_vectors` (N, D), of which those
+    of pairs that do not follow the teacher are not looked at. They share one
     divisor, the number of target tokens, so a distance is counted once per token that a pair has in the mean
     (`batch.per_pair`): the weights mean what they mean in the paper, where each term is a mean, and sums over any cutting
     into batches are the same.
@@ -257,9 +258,11 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
     elif config.dae_weight:
         parts["dae"] = (total.detach() * 0, 0.0)
     if config.distill_weight:
-        squared = (clean - _of_teacher(teacher_vectors, pairs, clean)[[i % pairs for i in known]]).square().mean(1).sum()
+        wanted = _of_teacher(teacher_vectors, pairs, clean)
+        follow = [row for row, i in enumerate(known) if not batch.teacher_sources or batch.teacher_sources[i % pairs]]
+        squared = (_rows(clean, follow) - wanted[[known[row] % pairs for row in follow]]).square().mean(1).sum()
         total = total + config.distill_weight * mean.tokens / mean.sentences * squared
-        parts["distill"] = (squared.detach(), float(len(known)))
+        parts["distill"] = (squared.detach(), float(len(follow)))
     return LossSum(total, float(batch.tokens(config.decodes)), parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -106,14 +107,20 @@ class ConceptModule(nn.Module):
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, sonar: Sonar | None = None, device: str | torch.device = "cpu") -> Self:
+    def from_pretrained(
+        cls, name: str | Path, *, sonar: Sonar | None = None, device: str | torch.device = "cpu", same_codec: bool = True
+    ) -> Self:
         """What is shipped under this name, or a folder written by `save_pretrained`.
 
-        The codec it was trained with is loaded too, unless passed. A codec with another fingerprint is refused.
+        The codec it was trained with is loaded too, unless passed. A codec with another fingerprint is refused, or with
+        `same_codec` False becomes the model's own from now on: for one that learns on in another space, or in a space that
+        has hardly moved.
         """
         folder = weights_folder(name, cls.shipped, cls.family)
         config: Any = configs.load(cls.Config, folder / "config.json")
         sonar = sonar or Sonar.from_pretrained(config.codec)
+        if sonar.fingerprint() != config.codec_fingerprint and not same_codec:
+            config = replace(config, codec=sonar.name, codec_fingerprint=sonar.fingerprint())
         if sonar.fingerprint() != config.codec_fingerprint:
             raise ValueError(
                 f"this model was trained on codec {config.codec!r} ({config.codec_fingerprint}); the codec at hand is "

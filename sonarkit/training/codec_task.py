@@ -37,13 +37,17 @@ SAMPLE = 1024  # pairs from which the means of a run are taken
 
 @dataclass(frozen=True)
 class Source:
-    """An aligned corpus and the share of the pairs drawn from it; `tag` and `synthetic` are those of `Bitext`."""
+    """An aligned corpus and the share of the pairs drawn from it; `tag` and `synthetic` are those of `Bitext`.
+
+    Its pairs follow the task's teacher, if there is one, unless `taught` is False.
+    """
 
     name: str
     rows: Sequence[Row]
     weight: float
     tag: str = ""
     synthetic: tuple[str, ...] = ()
+    taught: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
@@ -168,7 +172,8 @@ class PairBatches:
         of_teacher = None
         if self.teacher is not None:
             texts, codes = [text for *_, text in sides[len(pairs) :]], [code for _, code, _ in sides[len(pairs) :]]
-            of_teacher = self.teacher.source_ids(texts, codes)
+            read = self.teacher.source_ids(texts, codes)
+            of_teacher = [ids if pair.source.taught else [] for pair, ids in zip(pairs, read)]
         others = self._others(of_step, places, noise_seed) if self.splices else None
         return PairBatch(sources, targets, noise_seed, of_teacher, list(places), self.per_pair, others)
 
@@ -292,8 +297,12 @@ class CodecTask:
         if self.teacher is None:
             return pair_loss(self.sonar, batch, self.objective)
         assert batch.teacher_sources is not None
+        followed = [i for i, ids in enumerate(batch.teacher_sources) if ids]
+        vectors_ND = torch.zeros(batch.pairs, self.sonar.config.width, device=device)
         with torch.no_grad():
-            vectors_ND = self.teacher.encoder(*pack(batch.teacher_sources, device))
+            if followed:
+                sources = [batch.teacher_sources[i] for i in followed]
+                vectors_ND[followed] = self.teacher.encoder(*pack(sources, device)).to(vectors_ND)
         return pair_loss(self.sonar, batch, self.objective, vectors_ND)
 
     def evaluate(self, world: World) -> Mapping[str, float | str]:
@@ -337,7 +346,7 @@ class CodecTask:
             "balance": self.balance,
             "anchors": self.anchors,
             "seed": self.seed,
-            "sources": [[s.name, len(s.rows), s.weight, s.tag, list(s.synthetic)] for s in self.sources],
+            "sources": [[s.name, len(s.rows), s.weight, s.tag, list(s.synthetic), s.taught] for s in self.sources],
         }
 
 

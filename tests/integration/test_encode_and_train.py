@@ -231,7 +231,7 @@ def test_what_does_not_fit_is_refused(
     out = tmp_path / "run"
     refused(train.main, training(stores, make_codec(1), out), "was made by codec", "Encode the corpus again")
     refused(train.main, training((tmp_path, stores[1]), codec, out), "no embedding store", "encode.py")
-    refused(train.main, training(stores, codec, out, init="mini"), "mini", "codec")
+    refused(train.main, training(stores, codec, out, init="mini"), "reads vectors of width 256, the codec makes 32")
     refused(train.main, ["sonar-lm"], "unknown model family 'sonar-lm'", "codec, sonar-llm")
     refused(train.main, ["sonar-llm", "--size", "900"], "unknown size '900'", "mini")
     refused(train.main, ["sonar-llm", "--size", "900M", "--steps", "9", "--epochs", "1"], "--steps and --epochs both")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,29 @@ def test_both_sides_are_pulled_to_the_teacher_and_weights_are_apart(sonar: Sonar
     mean = learns.per_pair
     assert mean.sentences == 2
     assert loss.total.item() == pytest.approx(float(loss.parts["mt"][0]) + 2.0 * squared * mean.tokens / 2, rel=1e-5)
+
+
+def test_what_was_known_stays_in_its_place_while_other_text_is_learnt(sonar: Sonar, tmp_path: Path) -> None:
+    """With itself as the teacher of one corpus, and in the same steps without."""
+    new: list[Row] = [{"eng_Latn": "Rain fell on the tin roof.", "fra_Latn": "La pluie tombait."}]
+    texts = [text for row in ROWS for text in row.values()]
+    codes = [code for row in ROWS for code in row]
+    before = sonar.encode(texts, codes)
+
+    def drift(taught: bool) -> float:
+        student = deepcopy(sonar)
+        sources = [Source("old", ROWS, 0.5, taught=taught), Source("new", new, 0.5, taught=False)]
+        learns = task(student, ObjectiveConfig(dae_weight=1.0, distill_weight=5.0), sources, teacher=sonar, micro_pairs=6)
+        batch = next(learns.batches(0, 1))[0]
+        old = [text not in new[0].values() for text in learns.describe(batch)]
+        assert 0 < sum(old) < batch.pairs and [bool(ids) for ids in batch.teacher_sources or ()] == [
+            taught and is_old for is_old in old
+        ]
+        assert learns.loss(batch).parts["distill"][1] == 2 * sum(old) * taught
+        train(learns, settings(tmp_path / str(taught), 30), ALONE)
+        return float((student.eval().encode(texts, codes) - before).square().mean())
+
+    assert drift(True) < 0.5 * drift(False)
 
 
 def test_back_translations_are_distilled_without_a_target(sonar: Sonar) -> None:

@@ -293,7 +293,7 @@ def test_the_codec_is_frozen_and_not_among_the_weights(model: SonarLLM) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.sonar.state_dict().items())
 
 
-def test_saved_and_loaded_predicts_the_same_and_another_codec_is_refused(model: SonarLLM, tmp_path: Path) -> None:
+def test_saved_and_loaded_predicts_the_same_and_another_codec_is_refused_unless_told(model: SonarLLM, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, dtype=torch.float32)
     loaded = SonarLLM.from_pretrained(tmp_path, sonar=model.sonar)
     vectors = model.sonar.encode(STORIES[0])[None]
@@ -302,6 +302,9 @@ def test_saved_and_loaded_predicts_the_same_and_another_codec_is_refused(model: 
         model.sonar.encoder.norm.bias += 1
     with pytest.raises(ValueError, match="trained on codec 'tiny'"):
         SonarLLM.from_pretrained(tmp_path, sonar=model.sonar)
+    moved = SonarLLM.from_pretrained(tmp_path, sonar=model.sonar, same_codec=False)
+    assert moved.config.codec_fingerprint == model.sonar.fingerprint() != model.config.codec_fingerprint
+    assert torch.equal(moved.predict_next(vectors), model.predict_next(vectors)), "its own weights are what they were"
 
 
 class Memory:
