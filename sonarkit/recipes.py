@@ -38,7 +38,7 @@ class CodecRun:
     weights, and with `pieces` SentencePiece pieces trained on the same text. `new_languages` and `new_pieces` are added to it.
     A `teacher` is followed by `objective.distill_weight`; without `init` the student takes its tokenizer and decoder.
     `taught` names the corpora whose pairs follow it ("storyworld" and those that the console names), by default all: a codec
-    that learns other text with itself as the teacher keeps the vectors of what it knew, so that stores and models of those
+    that learns other text with itself as the teacher keeps the vectors of what it knew, so that models over those
     stay of use. `anchors` are the languages of one side of each pair, by default all.
 
     `tokens_per_step` and `micro_tokens` (target tokens in the mean) decide how many pairs a step and a micro-batch have;
@@ -347,6 +347,25 @@ def codec_mini() -> CodecRun:
     )
 
 
+def codec_mini_everyday() -> CodecRun:
+    """The shipped codec learns everyday sentences (Tatoeba's), and is its own teacher for StoryWorld, whose vectors stay."""
+    run = codec_mini()
+    return replace(
+        run,
+        train=replace(
+            run.train, out=Path("runs/codec-mini-everyday"), steps=4300, optimizer=replace(run.train.optimizer, lr=1.5e-3)
+        ),
+        init="mini",
+        teacher="mini",
+        taught=("storyworld",),
+        bitext=("tatoeba_eng_deu.jsonl.gz", "tatoeba_eng_fra.jsonl.gz"),
+        bitext_share=0.72,
+        pairs_per_step=128,
+        micro_pairs=128,
+        objective=ObjectiveConfig(mt_weight=0.6, dae_weight=1.0, dae_share=0.75, noise_ratio=0.0, distill_weight=5.0),
+    )
+
+
 def codec_mini_decoder() -> CodecRun:
     """The decoder alone learns from points between translations, the encoder frozen: its vectors stay what they are."""
     run = codec_mini()
@@ -428,6 +447,7 @@ def codec_1b_decoder() -> CodecRun:
 
 CODEC_RECIPES = {
     "mini": codec_mini,
+    "mini-everyday": codec_mini_everyday,
     "mini-decoder": codec_mini_decoder,
     "mini-language": codec_mini_language,
     "mini-student": codec_mini_student,

@@ -106,16 +106,16 @@ def test_a_corpus_may_keep_its_vectors_while_another_is_learnt(
     trained: Path, bitext: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     base = trained / "final"
-    kept = ["--bitext", bitext, "--distill-weight", 5, "--taught"]
-    train.main(arguments("mini", tmp_path / "kept", *kept, "storyworld", init=base, teacher=base))
+    kept = ["--bitext", bitext, "--taught"]
+    train.main(arguments("mini-everyday", tmp_path / "kept", "--bitext", bitext, init=base, teacher=base))
     record = next(record for record in read_metrics(tmp_path / "kept" / "metrics.jsonl") if record["kind"] == "train")
     assert record["loss_distill"] >= 0 and record["loss_mt"] > 0
     refused(
         train.main,
-        arguments("mini", tmp_path / "none", *kept, "stories", init=base, teacher=base),
+        arguments("mini-everyday", tmp_path / "none", *kept, "stories", init=base, teacher=base),
         f"taught names stories, but the corpora are storyworld, {bitext}",
     )
-    refused(train.main, arguments("mini", tmp_path / "none", *kept, "storyworld", init=base), "there is none; give one")
+    refused(train.main, arguments("mini", tmp_path / "none", *kept, "storyworld"), "there is none; give one")
 
 
 def test_bitext_that_cannot_be_used_is_refused(bitext: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
