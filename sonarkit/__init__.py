@@ -1,10 +1,12 @@
 """sonarkit: a notebook-first research kit for language models that think in sentence embeddings.
 
-import sonarkit as sk
-sonar = sk.Sonar.from_pretrained("mini")
-z = sonar.encode(["A fox ran home."], lang="eng_Latn")
-sonar.decode(z, lang="fra_Latn")
-sk.SonarLLM.from_pretrained("mini").generate("Once upon a time there was a little fox named Mia.").text
+A sentence there and back, and a story:
+
+    import sonarkit as sk
+    sonar = sk.Sonar.from_pretrained("mini")
+    z = sonar.encode(["A fox ran home."], lang="eng_Latn")
+    sonar.decode(z, lang="fra_Latn")
+    sk.SonarLLM.from_pretrained("mini").generate("Once upon a time there was a little fox named Mia.").text
 """
 
 from __future__ import annotations

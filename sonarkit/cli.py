@@ -192,7 +192,7 @@ def encode(
 
     Args:
         texts: Sentences, or a file with one a line; - or nothing for standard input.
-        model: "mini" or the folder of a codec.
+        model: "mini", "sonar", "sonar-finetuned" or the folder of a codec.
         lang: Their language.
         out: Write the vectors there, (n, D) float32 in NumPy's format.
         audio: The texts are names of sound files, an utterance each; "text" in the output is the name.
@@ -257,7 +257,7 @@ def decode(
 
     Args:
         vectors: A .npy file of shape (n, D), or JSON lines with "embedding" (- or nothing for standard input).
-        model: "mini" or the folder of a codec.
+        model: "mini", "sonar", "sonar-finetuned" or the folder of a codec.
         lang: The language to decode into.
         beam_size: Beams; 1 is greedy.
         json: Print one JSON object a vector: {"text": ..., "log_prob": ...}.
@@ -294,7 +294,7 @@ def translate(
         texts: Sentences, or a file with one a line; - or nothing for standard input.
         source_lang: Their language.
         target_lang: The language wanted.
-        model: "mini" or the folder of a codec.
+        model: "mini", "sonar", "sonar-finetuned" or the folder of a codec.
         beam_size: Beams; 1 is greedy.
         json: Print one JSON object a sentence: {"source": ..., "text": ...}.
     """

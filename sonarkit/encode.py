@@ -36,6 +36,7 @@ from sonarkit.text.sentences import segmenter_name, split_sentences  # noqa: E40
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Encode the corpus that the arguments name; by default those of the command line."""
     with user_errors():
         markers = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone)
         tyro.cli(encode_corpus, prog="encode.py", description=__doc__, args=arguments, config=markers)
@@ -55,10 +56,10 @@ def encode_corpus(
 
     Args:
         corpus: A .txt, .jsonl, .jsonl.gz or .parquet file, a folder of them, storyworld:COUNT, storyworld:valid,
-            storyworld:test, handwritten, or hf:NAME.
+            storyworld:test, storyworld:unseen, handwritten, or hf:NAME.
         store: The folder to write, or a URL (s3://, gs:// and what else fsspec writes; `pip install s3fs` or gcsfs). One that
             was begun by the same command is finished.
-        codec: "mini" or a folder.
+        codec: "mini", "sonar", "sonar-finetuned" or a folder.
         lang: The language of the corpus: a FLORES-200 code, or what means one, such as `fr` and `French`.
         column: Where the text is, in corpora with columns.
         limit: Take only this many documents.
@@ -98,7 +99,7 @@ def encode_into(
     """Build (this rank's share of) a store, in a folder or at a URL, with a codec that is already loaded. Returns the manifest.
 
     Sentences beyond the codec's maximum are cut; the manifest counts them under `cut`. Raises what `open_corpus` and
-    `build` raise, and UnknownLanguageError.
+    `build` raise, UnknownLanguageError, and ValueError for `documents_per_shard` or `batch_tokens` below 1.
     """
     if documents_per_shard < 1 or (batch_tokens is not None and batch_tokens < 1):
         raise ValueError(f"documents_per_shard and batch_tokens must be at least 1, got {documents_per_shard} and {batch_tokens}")

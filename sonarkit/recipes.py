@@ -31,7 +31,7 @@ class CodecRun:
     pairs, TMX, hf:NAME), filtered; of each, every 50th row by a hash of its English side is held out for good, and the
     codec is judged on it. A part may end in `@mined`, `@mmt-bt:LANGUAGE` or `@smt-bt:LANGUAGE`: NLLB's data tags, with the
     language that a machine wrote. `bitext_share` of the pairs come from bitext, of which each part is drawn from by its rows
-    and `temperature` (1: in proportion; infinity: evenly); within a part `balance` "languages" draws every direction
+    and `temperature` (1: in proportion; infinity: evenly); within a part `balance` "languages" draws any two languages
     equally often.
 
     `init` is a codec to go on from, weights and tokenizer, or `nllb:` and an NLLB of Hugging Face's; "" begins with random
@@ -249,7 +249,10 @@ class SonarLLMRun(StoreRun):
 
 @dataclass(frozen=True)
 class MseLCMRun(StoreRun):
-    """Train an MSE-LCM. Its normalizer is fitted on `normalizer_vectors` of the store; for the rest see `StoreRun`."""
+    """Train an MSE-LCM. Its normalizer is fitted on `normalizer_vectors` of the store.
+
+    `activation_checkpointing` and `compile` are those of `MseLCM.use`. For the rest see `StoreRun`.
+    """
 
     normalizer_vectors: int = 1_000_000
     activation_checkpointing: bool = False
@@ -258,7 +261,10 @@ class MseLCMRun(StoreRun):
 
 @dataclass(frozen=True)
 class DiffusionLCMRun(MseLCMRun):
-    """Train a two-tower diffusion LCM with about as many weights as `backbone` has (see `diffusion_lcm.towers`)."""
+    """Train a two-tower diffusion LCM with about as many weights as `backbone` has (see `diffusion_lcm.towers`).
+
+    `noise` and `context_dropout` are those of `DiffusionLCMConfig`. For the rest see `MseLCMRun`.
+    """
 
     noise: NoiseSchedule = field(default_factory=NoiseSchedule)
     context_dropout: float = 0.15
@@ -269,7 +275,8 @@ class TokenLLMRun(StoreRun):
     """Train a token-level LLM, whose store is read for its texts and token ids.
 
     `tokenizer` is "" for the codec's, a SentencePiece file, or a tokenizer of Hugging Face's. `tied` and `whole_text` are
-    those of `TokenLLM` and of its loss. For the rest see `StoreRun`.
+    those of `TokenLLM` and of its loss, `activation_checkpointing` and `compile` those of its `use`. For the rest see
+    `StoreRun`.
     """
 
     tokenizer: str = ""
@@ -470,7 +477,10 @@ SONAR_LLM_SIZES = {
 
 
 def sonar_llm(size: str) -> SonarLLMRun:
-    """SONAR-LLM of a named size with the recipe that goes with it: ours for mini, the published one for the others."""
+    """SONAR-LLM of a named size with the recipe that goes with it: ours for mini, the published one for the others.
+
+    ValueError names the sizes there are.
+    """
     if size not in SONAR_LLM_SIZES:
         raise ValueError(f"unknown size {size!r}; the sizes are {', '.join(SONAR_LLM_SIZES)}, 1.3B-summarization")
     return sonar_llm_mini() if size == "mini" else sonar_llm_published(size)

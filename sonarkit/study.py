@@ -95,6 +95,8 @@ class Objectives:
 
 @dataclass(frozen=True)
 class Job:
+    """A codec to train and to judge, in one process."""
+
     name: str
     run: recipes.CodecRun
     test: str
@@ -121,7 +123,10 @@ def objectives(study: Objectives) -> str:
 
 
 def jobs(study: Objectives) -> tuple[list[Job], list[Job]]:
-    """The runs that begin with random weights, then those that tune the decoders of SONAR's row."""
+    """The runs that begin with random weights, then those that tune the decoders of SONAR's row.
+
+    ValueError for a row that the table lacks, and for the tuned decoder without SONAR's row.
+    """
     begun: dict[str, dict[str, Any]] = {name: {"objective": objective} for name, objective in OBJECTIVES.items()}
     begun |= {f"{pooling} pooling": {"objective": OBJECTIVES[SONAR], "pooling": pooling} for pooling in POOLINGS}
     rows = study.rows or (*begun, TUNED)
@@ -223,10 +228,12 @@ class ModelStudy:
 
     @property
     def train(self) -> Path:
+        """The store to learn from."""
         return self.out / "stores" / f"train-{self.stories}"
 
     @property
     def valid(self) -> Path:
+        """The store to be judged on."""
         return self.out / "stores" / f"valid-{self.valid_stories}"
 
 
@@ -323,6 +330,8 @@ class Families(ModelStudy):
 
 @dataclass(frozen=True)
 class FamilyJob:
+    """A model to train and whose stories to judge, in one process."""
+
     name: str
     family: str
     run: recipes.StoreRun
@@ -439,6 +448,8 @@ class Scaling(ModelStudy):
 
 @dataclass(frozen=True)
 class ScalingJob:
+    """A model to train and to measure, in one process."""
+
     name: str
     family: str
     size: str
@@ -545,6 +556,7 @@ STUDIES: dict[str, tuple[Any, Callable[[Any], str]]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run the study that the arguments name and print its tables; by default those of the command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] not in STUDIES:
         print(__doc__)

@@ -7,9 +7,10 @@
 
 FAMILY is codec, sonar-llm, mse-lcm, diffusion-lcm, token-llm or speech; --size names the recipe, every field of which is an
 option (--help lists them). A run that was stopped goes on when the same command is given again.
-With --plan nothing is trained: parameters, memory a GPU,
-FLOPs and days are printed instead, for a store that may not be there yet (TinyStories' size is taken for it); --gpus, --gpu
-(A100, H100, H200, B200 or cpu), --gpu-memory-gb and --mfu say on what, --mean-pieces how long a codec's sentences are.
+
+With --plan nothing is trained: parameters, memory a GPU, FLOPs and days of a codec or a SONAR-LLM are printed instead, for a
+store that may not be there yet (TinyStories' size is taken for it); --gpus, --gpu (A100, H100, H200, B200 or cpu),
+--gpu-memory-gb and --mfu say on what, --mean-pieces how long a codec's sentences are.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ VERIFIED = 16e9  # bytes: of a larger store the checksums are not looked at befo
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Train, or plan, what the arguments say; by default those of the command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     with user_errors():
         if "--plan" in arguments:
@@ -82,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str]) -> CodecRun | StoreRun | SpeechRun:
-    """FAMILY [--size SIZE] and overrides of the recipe's fields -> the run."""
+    """FAMILY [--size SIZE] and overrides of the recipe's fields -> the run. ValueError for a family or size that there is not."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         raise SystemExit(0)
@@ -105,7 +107,7 @@ def parse(arguments: list[str]) -> CodecRun | StoreRun | SpeechRun:
 
 @dataclass(frozen=True)
 class Machine:
-    """On what a dry run should be planned."""
+    """On what a dry run should be planned; `gpu_memory_gb` counts 1e9 bytes, None is what the `gpu` has."""
 
     gpus: tuple[int, ...] = (1, 8)
     gpu: str = "H100"
@@ -115,7 +117,10 @@ class Machine:
 
 
 def dry_run(arguments: list[str]) -> str:
-    """What the run of this command would take, as a table; nothing is allocated, loaded or downloaded."""
+    """What the run of this command would take, as a table; nothing is allocated, loaded or downloaded.
+
+    Raises ValueError for families other than codec and sonar-llm, and as `plan` and `codec_plan` do.
+    """
     machine, rest = tyro.cli(Machine, args=arguments, return_unknown_args=True, add_help=False)
     run = parse(rest)
     if isinstance(run, CodecRun):
@@ -184,6 +189,7 @@ class Opened:
 
     @classmethod
     def of(cls, run: StoreRun, world: World) -> Opened:
+        """Load the codec and open the stores; rank 0 looks at the checksums of those that are not too large."""
         sonar = Sonar.from_pretrained(run.codec)
         fingerprint = sonar.fingerprint()
         stores, valid = [Store(part.store, fingerprint) for part in run.parts], Store(run.valid, fingerprint)
@@ -209,6 +215,7 @@ class Opened:
         return {**story_report(stories), "sample": stories[0].text}
 
     def tell(self, model: nn.Module, world: World) -> None:
+        """Print what is about to be trained, and for how long."""
         print0(
             world,
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {sum(map(len, self.stores))} documents, "
@@ -219,7 +226,8 @@ class Opened:
 class Teller(Protocol):
     """Whatever tells stories."""
 
-    def generate(self, prompt: list[str], lang: str = ..., **options: Any) -> Any: ...
+    def generate(self, prompt: list[str], lang: str = ..., **options: Any) -> Any:
+        """A story for each prompt."""
 
 
 def train_run(run: CodecRun | StoreRun | SpeechRun, world: World) -> Evaluation:

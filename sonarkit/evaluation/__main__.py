@@ -3,9 +3,9 @@
 `sonarkit evaluate codec` gives more of a codec (chrF++, xsim++, noise) by way of one pivot language; `sonarkit evaluate stories`
 is for models.
 
-python -m sonarkit.evaluation codec                                 # StoryWorld test, every 10th sentence
-python -m sonarkit.evaluation codec --corpus unseen                 # a theme that training never saw
-python -m sonarkit.evaluation codec --bitext PAIRS.jsonl.gz         # the rows of it that training holds out
+    python -m sonarkit.evaluation codec                                 # StoryWorld test, every 10th sentence
+    python -m sonarkit.evaluation codec --corpus unseen                 # a theme that training never saw
+    python -m sonarkit.evaluation codec --bitext PAIRS.jsonl.gz         # the rows of it that training holds out
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def codec(
     """Auto-encoding and translation BLEU and xsim of a codec.
 
     Args:
-        model: "mini" or a folder.
+        model: "mini", "sonar", "sonar-finetuned" or a folder.
         corpus: Which shipped sentences.
         every: Take every n-th of them.
         bitext: Instead, an aligned JSONL file: its rows that training holds out.

@@ -22,11 +22,14 @@ EFFECTIVE_DIMENSION = 8.0  # at least, or a third of what the sentences allow
 
 
 def codec_report(sonar: Sonar, rows: Sequence[dict[str, str]], *, beam_size: int = 5, all_pairs: bool = True) -> dict[str, float]:
-    """BLEU and xsim over aligned rows (each has every language of the first one).
+    """BLEU and xsim over aligned rows (each has every language of the first one, two at least).
 
     Keys: `bleu_eng_Latn` (auto-encoding), `bleu_deu_Latn-eng_Latn` (translation), `bleu_translation` (mean over
     directions), `xsim_deu_Latn-eng_Latn` and `xsim_mean` (errors in percent; rows that repeat a sentence in any
-    language are left out, since they have two right answers).
+    language are left out, since they have two right answers). Without `all_pairs` there is one
+    direction, from the first language to the second.
+
+    Raises ValueError for fewer than two different rows, and UnknownLanguageError.
     """
     languages = sorted(rows[0])
     vectors = {code: sonar.encode([row[code] for row in rows], code) for code in languages}
@@ -46,7 +49,7 @@ def codec_report(sonar: Sonar, rows: Sequence[dict[str, str]], *, beam_size: int
 
 
 def space_report(sonar: Sonar, rows: Sequence[dict[str, str]]) -> dict[str, float]:
-    """Four numbers that tell whether a codec's space is one space, and still a space, over aligned rows.
+    """Four numbers that tell whether a codec's space is one space, and still a space, over aligned rows of two or more languages.
 
     `language_gap`: mean squared distance between a sentence and its translations over that between any two sentences,
     0 where languages share one space, about 1 where they do not know each other. `spread`: root mean square distance of

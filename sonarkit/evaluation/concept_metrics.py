@@ -6,7 +6,8 @@
 4. `concept_report` runs a model over a store's documents and gives all of them, with intervals over documents.
 
 N predictions are compared with a pool of M true vectors, sentence after sentence, document after document; `truth_N` says which
-row of the pool is the true next sentence, `document_M` which document a row belongs to.
+row of the pool is the true next sentence, `document_M` which document a row belongs to. The functions of 1 raise ValueError
+for shapes that do not fit, truths that are no rows of the pool, and NaN.
 """
 
 from __future__ import annotations
@@ -181,6 +182,8 @@ def mutual_information(
     first over that of the second is its MI, tokens being the weights. Written there as log p(s) - log p(s | context) it is
     the difference of log-perplexities: more is more coherent, as here. A newline stands before each sentence, alone or after
     its context. A text that has no token has no part in it.
+
+    Raises ValueError for different numbers of both, k below 1, and where `log_prob` counts a text's tokens in two ways.
     """
     if len(texts) != len(contexts) or k < 1:
         raise ValueError(f"expected a context for each text and k of at least 1, got {len(texts)}, {len(contexts)} and {k}")
@@ -207,10 +210,12 @@ class ConceptReport:
     told: list[str]
 
     def table(self) -> str:
+        """A line for each metric, with its interval and unit, and one of counts."""
         lines = [f"{name:<30}{score!s:<30}  {UNITS[name]}" for name, score in self.scores.items()]
         return "\n".join([*lines, ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in self.counts.items())])
 
     def to_dict(self) -> dict[str, Any]:
+        """`scores`, with their units, and `counts`, JSON-able."""
         scores = {name: score.to_dict() | {"unit": UNITS[name]} for name, score in self.scores.items()}
         return {"scores": scores, "counts": self.counts}
 
@@ -252,7 +257,8 @@ def concept_report(
     sentences. With `decode` also what needs the decoder; with `log_prob` the paper's mutual information. `seed` is that of the
     bootstrap and of a diffusion LCM's draws, which depend on nothing else; `options` are those of `predictions`.
 
-    Raises ValueError for a store of another codec, with fewer than two usable documents, and settings below their least.
+    Raises ValueError for a store of another codec, with fewer than two usable documents, settings below their least, and
+    `log_prob` without `decode`.
     """
     if max_sentences < 2 or batch < 1 or (limit is not None and limit < 2):
         raise ValueError(f"limit and max_sentences are at least 2, batch 1; got {limit}, {max_sentences}, {batch}")

@@ -67,6 +67,7 @@ class Row:
 
     @property
     def sonar_llm(self) -> float:
+        """All its parts."""
         return self.backbone + self.search + self.encoder
 
     @property

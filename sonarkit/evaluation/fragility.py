@@ -66,6 +66,8 @@ def fragility_curve(
     sqrt(1 - a) of the vector, normalised by centre and inter-quartile range, with sqrt(a) of noise, so that lengths stay
     (s = sqrt(a / (1 - a)) where the space is centred and equally wide in all directions), and it compares vectors in
     another encoder. `judge` is that encoder, texts to vectors (n, E); without it the codec judges itself, which is kinder.
+
+    Raises ValueError for no sentences, one string in place of a list, and levels that do not begin with 0 and rise.
     """
     if isinstance(texts, str) or not texts:
         raise ValueError("expected a list of at least one sentence")

@@ -59,7 +59,8 @@ class JudgeConfig:
     environment variable `key_variable`; "" sends none. A request is given up after `timeout` seconds of silence, and when it
     goes on dripping for longer than that in all; it is tried at most `tries` times. Before try n + 1 there is a random wait of up
     to `backoff` * 2^(n - 1) seconds, or as long as Retry-After says, never longer than `longest_wait`. `max_tokens` bounds
-    each answer; reasoning models count their thoughts in it.
+    each answer; reasoning models count their thoughts in it. `temperature` None sends none; `workers` stories are asked for
+    at once.
     """
 
     base_url: str = "https://api.openai.com/v1"
@@ -115,6 +116,7 @@ class Usage:
     unmetered: int = 0
 
     def add(self, other: Usage) -> None:
+        """Count another's, too."""
         self.requests += other.requests
         self.tokens_in += other.tokens_in
         self.tokens_out += other.tokens_out
@@ -123,7 +125,7 @@ class Usage:
 
 @dataclass
 class Verdict:
-    """Of one story: `scores` by criterion, or `failure`, why there are none."""
+    """Of one story: `scores` by criterion, 1 to 10, or `failure`, why there are none, with its `detail`. `key`: `verdict_key`."""
 
     key: str
     scores: dict[str, float] = field(default_factory=dict)
@@ -135,7 +137,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class JudgeReport:
-    """`verdicts` in the order of the stories. `usage` is that of this run, `found` how many verdicts were there before it."""
+    """`verdicts` in the order of the stories; `scores` are means over those that have all four, `failures` counts by reason.
+
+    `usage` is that of this run, `found` how many verdicts were there before it.
+    """
 
     model: str
     verdicts: list[Verdict]
@@ -148,6 +153,7 @@ class JudgeReport:
 
     @property
     def judged(self) -> int:
+        """How many stories have scores."""
         return sum(not verdict.failure for verdict in self.verdicts)
 
     @property
@@ -158,6 +164,7 @@ class JudgeReport:
         return (self.usage.tokens_in * self.price_in + self.usage.tokens_out * self.price_out) / 1e6
 
     def table(self) -> str:
+        """Scores with their intervals, a line each, then failures and what it took."""
         lines = [f"judge {self.model}: {self.judged} of {len(self.verdicts)} stories judged, {self.found} of them found"]
         lines += [f"{name:<12}{score}" for name, score in self.scores.items()]
         if self.failures:
@@ -170,6 +177,7 @@ class JudgeReport:
         return "\n".join([*lines, spent])
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without the verdicts, which are in their file."""
         return {
             "judge": self.model,
             "stories": len(self.verdicts),
@@ -208,8 +216,8 @@ def judge_stories(
     asked for once. A story without a word is a failure ("empty story"), never sent. `tell` hears how it goes; `sleep`
     waits, by default so that an error or Ctrl-C ends it.
 
-    Raises ValueError for no stories, no key, and when the endpoint refuses (401, 402, 403, 404): then no story would be judged.
-    What was judged until then is in `out`.
+    Raises ValueError for no stories, no key, and when the endpoint refuses (401, 402, 403, 404, no quota) or redirects: then no
+    story would be judged. What was judged until then is in `out`.
     """
     if not stories:
         raise ValueError("expected at least one story to judge, got none")

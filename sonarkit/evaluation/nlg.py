@@ -113,6 +113,7 @@ def meteor(told: str, reference: str, mode: MeteorMode | None = None) -> float:
     """NLTK's METEOR on whitespace tokens, lower-cased; by default in the `meteor_mode` of this machine.
 
     "exact_stem" leaves out synonyms. The two are different metrics: compare numbers of one mode and one version of NLTK only.
+    Raises ValueError for another mode, and for "wordnet" without WordNet's data.
     """
     mode = mode or meteor_mode()
     if mode not in ("wordnet", "exact_stem"):
@@ -162,7 +163,8 @@ def repetition(text: str, n: int = 4) -> float:
 def self_bleu(texts: Sequence[str], most: int = SELF_BLEU_TEXTS, seed: int = 0) -> list[float]:
     """NLTK's BLEU (smoothing method 1) of each text against all the others: high where all are alike (arXiv 1802.01886).
 
-    It rises with the number of texts, so `most` of them are drawn where there are more. [] for fewer than two.
+    It rises with the number of texts, so `most` of them are drawn where there are more. [] for fewer than two. ValueError for
+    `most` below 2.
     """
     if most < 2:
         raise ValueError(f"self-BLEU compares at least two texts, got most={most}")
@@ -202,12 +204,14 @@ class NlgReport:
     of_story: dict[str, list[float]]
 
     def table(self) -> str:
+        """A line for each metric, with its interval and how it was counted, then counts and versions."""
         lines = [f"{name:<25}{score!s:<28}  {self.labels[name]}" for name, score in self.scores.items()]
         counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in self.counts.items())
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         return "\n".join([*lines, counts, versions])
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without `of_story`."""
         return {
             "scores": {name: score.to_dict() for name, score in self.scores.items()},
             "labels": self.labels,
@@ -227,6 +231,7 @@ def meteor_name(mode: MeteorMode) -> str:
 
 
 def meteor_label(mode: MeteorMode) -> str:
+    """How METEOR counts in that mode, and by which NLTK, as reports say it."""
     how = "exact, stems and WordNet" if mode == "wordnet" else "exact and stems only: no WordNet here"
     return f"METEOR ({how}; nltk {version('nltk')})"
 

@@ -68,7 +68,8 @@ class ScalingFit:
     def predict(self, parameters: float) -> Interval:
         """The loss of a model of that size with the uncertainty of the law (not that of a single run around it).
 
-        Beyond the fitted sizes it also takes for granted that the law goes on. Raises ValueError where there is no law.
+        Beyond the fitted sizes it also takes for granted that the law goes on. Raises ValueError where there is no law, and for
+        a size that is not above 0.
         """
         if self.law is None:
             raise ValueError(f"there is no law to carry on: {self.problem}")
@@ -80,6 +81,7 @@ class ScalingFit:
         return Interval(float(self.law(parameters)), float(low), float(high), len(self.sizes), self.level)
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without the bootstrap's draws; `problem` in place of the law where there is none."""
         points = {"sizes": self.sizes, "losses": self.losses}
         if self.law is None:
             return points | {"problem": self.problem}

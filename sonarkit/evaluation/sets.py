@@ -66,7 +66,7 @@ def spoken(rows: Sequence[Row], languages: Sequence[str]) -> list[Row]:
 
 
 def stories_of(spec: str) -> list[dict[str, list[str]]]:
-    """The stories of a shipped set: the sentences of each by language, aligned."""
+    """The stories of a shipped set: the sentences of each by language, aligned. ValueError for another set."""
     if spec == "handwritten":
         stories = [row for _, row in read_jsonl(data_folder() / "handwritten.jsonl")]
         return [{code: told for code, told in story.items() if code != "title"} for story in stories]

@@ -53,7 +53,10 @@ Split = Literal["train", "valid", "test"]
 
 @dataclass(frozen=True)
 class SpeechSet:
-    """Utterances, the manifest that lists them, a name made of letters, and their translations where the set has them."""
+    """Utterances, the manifest that lists them, and their translations where the set has them, a row by language for each.
+
+    `name` has letters, digits and underscores only.
+    """
 
     name: str
     manifest: Path

@@ -60,6 +60,7 @@ class Comparison:
     test: str
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
         return {"difference": self.difference.to_dict(), "p_value": self.p_value, "test": self.test}
 
 
@@ -69,7 +70,7 @@ def bootstrap(
     """The interval of a corpus statistic of rows (N,) or (N, K), by percentiles; the mean of (N,) where none is given.
 
     `statistic` takes the sum of the rows (K,), which for BLEU are the counts of n-grams. One row has no interval.
-    Raises ValueError for no rows and numbers that are not finite.
+    Raises ValueError for no rows, numbers that are not finite, and rows (N, K) without a statistic.
     """
     rows_NK, statistic = _rows(rows, statistic)
     _check(resamples, level)
@@ -84,7 +85,7 @@ def bootstrap(
 def jackknife(value: float, without_N: ArrayLike, *, level: float = 0.95) -> Interval:
     """The interval of a statistic from its N values that leave out one row each, by Student's t with N - 1 degrees of freedom.
 
-    For what a bootstrap cannot do since it draws rows twice: how many n-grams are distinct.
+    For what a bootstrap cannot do since it draws rows twice: how many n-grams are distinct. Fewer than two have no interval.
     """
     without = np.asarray(without_N, dtype=float)
     _check(1, level)

@@ -13,7 +13,7 @@ def story_report(stories: Sequence[Story]) -> dict[str, float]:
 
     `stopped_end`, `stopped_loop`, `stopped_max_sentences` (or tokens): shares of the stories. `repeated_sentences`: share of
     the told sentences that stood earlier in the same story, prompt included; the sentence on which a loop
-    stopped the story counts as one. `sentences_per_story` counts the told ones.
+    stopped the story counts as one. `sentences_per_story` counts the told ones. ValueError for no stories.
     """
     if not stories:
         raise ValueError("story_report() needs at least one story")

@@ -79,6 +79,7 @@ class StoryEvaluation:
     stories: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-able, rows as lists."""
         scores = {name: score.to_dict() for name, score in self.scores.items()}
         return {**vars(self), "scores": scores, "rows": {name: rows.tolist() for name, rows in self.rows.items()}}
 

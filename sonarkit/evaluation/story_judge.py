@@ -8,6 +8,8 @@
    adjective and trait that most sentences give it.
 3. The events are run against a world of facts, as the planner did that made the corpus.
 
+The scores:
+
 - grammar: the share of words in place, by the nearest pattern; a sentence that the grammar says to the letter has 10, one
   with half of its words to change none.
 - consistency: the share of sentences, of those that were read, that contradict nothing: no other name, kind, sex, adjective,
@@ -229,6 +231,7 @@ class World:
     ended: bool = False
 
     def holds(self, fact: Fact) -> bool:
+        """Whether the fact is known; `*` in it stands for anything."""
         return any(_equal(fact, known) for known in self._like(fact))
 
     def _like(self, fact: Fact) -> list[Fact]:
@@ -472,7 +475,8 @@ def judge_story(sentences: Sequence[str], lang: str, *, prompt_sentences: int = 
 
     The first `prompt_sentences` are read for facts and not scored; they may be free text, of which only names are understood:
     these count as introduced and as having met. A story that is all prompt scores 0 everywhere. Raises
-    ValueError for no sentences, a string in place of a list, and a language that StoryWorld is not told in.
+    ValueError for no sentences, a string in place of a list, a prompt longer than the story, and a language that StoryWorld
+    is not told in.
     """
     if isinstance(sentences, str) or not len(sentences):
         raise ValueError("expected a list of at least one sentence; split a text with sonarkit.text.sentences.split_sentences")
@@ -596,7 +600,7 @@ def judge_stories(
     """Judge many stories; `lang` and `prompt_sentences` are one for all or one for each.
 
     `training`: what to measure novelty against, from `training_elements` or `elements_of`; without it creativity is
-    diversity alone. Raises ValueError as `judge_story` does, and for no stories.
+    diversity alone. Raises ValueError as `judge_story` does, for no stories, and for not as many languages or prompts.
     """
     if isinstance(told, str) or not len(told) or isinstance(told[0], str):
         raise ValueError("expected a list of stories, each a list of sentences")

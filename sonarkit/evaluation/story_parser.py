@@ -99,11 +99,13 @@ class Forms(Generic[T]):
         self.longest: dict[str, int] = {}  # by first word
 
     def add(self, form: Words, thing: T) -> None:
+        """Let `thing` be found by these words, too."""
         if form and thing not in self.by_words[form]:
             self.by_words[form].append(thing)
             self.longest[form[0]] = max(len(form), self.longest.get(form[0], 0))
 
     def at(self, sentence: Words, start: int) -> Iterator[tuple[int, list[T]]]:
+        """Where a form that begins at `start` ends, and the things that it may be; the longest form first."""
         if start < len(sentence):
             for length in range(self.longest.get(sentence[start], 0), 0, -1):
                 found = self.by_words.get(sentence[start : start + length])
@@ -149,6 +151,7 @@ class Reading:
 
     @property
     def exact(self) -> bool:
+        """Whether the grammar says the sentence to the letter."""
         return self.credit == 1
 
 
@@ -294,6 +297,7 @@ class Parser:
                     yield Found(end, Scene(cast), tuple(told))
 
     def categories_of(self, role: str) -> frozenset[str]:
+        """What plots cast in a role of the event that is being read: being, thing or place."""
         return self._categories_now.get(role, frozenset())
 
     def _fill(self, sentence: Words, start: int, slot: Slot) -> Iterator[Found]:

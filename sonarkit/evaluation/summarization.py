@@ -46,7 +46,8 @@ PAPER = {
 class Generator(Protocol):
     """What is needed of a model: SonarLLM's `generate`, for a list of prompts."""
 
-    def generate(self, prompt: list[str], lang: str = ..., *, max_sentences: int = ..., **options: Any) -> list[Story]: ...
+    def generate(self, prompt: list[str], lang: str = ..., *, max_sentences: int = ..., **options: Any) -> list[Story]:
+        """A story for each prompt."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class SummaryConfig:
     """`max_sentences` is what the model takes, document and summary together; at most `summary_sentences` of them are told.
 
     `cue` is a sentence put between the two, such as "In short:"; the published prompts' wording is not known, "" puts none.
+    `batch` documents are summarized at once. ValueError where no sentence of a document fits.
     """
 
     max_sentences: int = 32
@@ -147,7 +149,10 @@ class SummaryReport:
     summaries: list[str]
 
     def table(self, paper: str | None = None) -> str:
-        """With `paper`, a key of `PAPER`, the published numbers stand below: of other models and, it may be, another METEOR."""
+        """With `paper`, a key of `PAPER`, the published numbers stand below: of other models and, it may be, another METEOR.
+
+        ValueError for another key.
+        """
         if paper is not None and paper not in PAPER:
             raise ValueError(f"the paper has no set {paper!r}; expected one of {', '.join(PAPER)}")
         lines = [f"{name:<24}{score!s:<28}  {self.labels[name]}" for name, score in self.scores.items()]
@@ -158,6 +163,7 @@ class SummaryReport:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without the summaries."""
         return {
             "scores": {name: score.to_dict() for name, score in self.scores.items()},
             "labels": self.labels,

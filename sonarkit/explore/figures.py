@@ -2,7 +2,8 @@
 
 Each function takes arrays and texts, and returns a figure that shows itself at the end of a notebook cell. The colours are
 Okabe and Ito's, which colour-blind readers can tell apart; groups differ by their marker as well. Backgrounds are
-transparent and lines grey, so that a figure is legible in a light and in a dark notebook.
+transparent and lines grey, so that a figure is legible in a light and in a dark notebook. They raise ValueError where there
+is not a text for each row, or an array has another shape than its name says.
 """
 
 from __future__ import annotations
@@ -368,8 +369,8 @@ def attention(
 ) -> go.Figure:
     """What a story's sentences (down) attend to among those before them (across), from `SonarLLM.attention`.
 
-    `layer` and `head` pick one, from 0; None is the mean of all. The first row, which can only see itself, does not set
-    the colours. Raises ValueError for a layer or head that is not there.
+    The weights are (layers, heads, S, S). `layer` and `head` pick one, from 0; None is the mean of all. The first row, which
+    can only see itself, does not set the colours. Raises ValueError for a layer or head that is not there.
     """
     weights = np.asarray(weights_LHSS.detach().cpu() if hasattr(weights_LHSS, "detach") else weights_LHSS, dtype=np.float64)
     if weights.ndim != 4 or weights.shape[2] != weights.shape[3] or 0 in weights.shape:

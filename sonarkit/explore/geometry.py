@@ -1,6 +1,6 @@
 """Geometry of sentence vectors: arrays in, arrays out.
 
-Every function takes NumPy arrays or torch tensors of shape (N, D), on any device, and returns float64 NumPy arrays.
+Every function takes NumPy arrays or torch tensors, most of shape (N, D), on any device, and computes in float64 with NumPy.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def step_lengths(story_SD: Array) -> np.ndarray:
 
 
 def language_centroids(x_ND: Array, languages: Sequence[str]) -> dict[str, np.ndarray]:
-    """The mean vector (D,) of each language, in the order met; `languages` has one code per vector."""
+    """The mean vector (D,) of each language, in the order met; `languages` has one code per vector, else ValueError."""
     x = as_matrix(x_ND, "x")
     if isinstance(languages, str) or len(languages) != len(x):
         raise ValueError(f"expected one language for each of {len(x)} vectors, got {languages!r:.60}")

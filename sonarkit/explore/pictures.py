@@ -56,7 +56,7 @@ def save_png(figure: go.Figure, name: str, width: int = 900, height: int | None 
 
 
 def png(figure: go.Figure, width: int = 900, height: int | None = None) -> bytes:
-    """The figure on white, as the bytes of a PNG file with few colours."""
+    """The figure on white, as the bytes of a PNG file with few colours. Raises as `save_png`."""
     try:
         from PIL import Image
     except ImportError as error:

@@ -151,7 +151,7 @@ def codec_plan(
     """What training takes on each number of GPUs, as a table; nothing of the model is allocated.
 
     `pieces` is the mean number of pieces of a sentence. `device`, `device_memory` and `mfu` are those of `training.plan.plan`,
-    as are the errors.
+    as are the errors, with pairs for documents.
     """
     if device not in (*GPUS, "cpu"):
         raise ValueError(f"unknown device {device!r}; known are {', '.join(GPUS)} and cpu (this machine)")

@@ -39,7 +39,8 @@ SAMPLE = 1024  # pairs from which the means of a run are taken
 class Source:
     """An aligned corpus and the share of the pairs drawn from it; `tag` and `synthetic` are those of `Bitext`.
 
-    Its pairs follow the task's teacher, if there is one, unless `taught` is False.
+    Its pairs follow the task's teacher, if there is one, unless `taught` is False. ValueError for a weight that is negative or
+    not finite, and as of `Bitext`.
     """
 
     name: str
@@ -56,10 +57,12 @@ class Source:
 
     @classmethod
     def of(cls, bitext: Bitext, weight: float) -> Source:
+        """A corpus of bitext with this weight."""
         return cls(bitext.name, bitext.rows, weight, bitext.tag, bitext.synthetic)
 
     @property
     def bitext(self) -> Bitext:
+        """The corpus without its weight."""
         return Bitext(self.name, self.rows, self.tag, self.synthetic)
 
 
@@ -76,7 +79,7 @@ class SourcePairs:
     """Draws pairs from one source: `codes` may be side a, `anchors` side b.
 
     Balanced by "rows", it is a row at random, then two of its languages at random. Balanced by "languages", it is two languages
-    at random, then one of the rows that have both: each direction comes equally often, however few rows it has.
+    at random, then one of the rows that have both: any two come equally often, however few rows they have.
     Raises ValueError when no row has such a pair.
     """
 
@@ -101,9 +104,11 @@ class SourcePairs:
         self.pairs = sorted(pair for pair in pairs if self.allowed(*pair) or self.allowed(*pair[::-1]))
 
     def allowed(self, a: str, b: str) -> bool:
+        """Whether a pair may have these languages on its sides a and b."""
         return a in self._codes and b in self._anchors and (self._may_translate(a, b) or self._may_translate(b, a))
 
     def draw(self, rng: random.Random) -> Pair:
+        """The next pair, by the random numbers of `rng`."""
         if self.balance == "rows":
             row = self.source.rows[rng.choice(self.rows)]
             codes = sorted(row)
@@ -125,6 +130,7 @@ class PairBatches:
     A pair is a source by weight and what it draws. Step k draws the same pairs whatever the number of ranks; rank r gets each
     `size`-th of them, in as many micro-batches as the others, of at most `micro_pairs` or one more. With a teacher,
     its ids of the sides b are there, too, and where splices are made (`splices`), another sentence of the step for each.
+    Raises ValueError when the ranks are more than the pairs of a step.
     """
 
     def __init__(
@@ -215,8 +221,8 @@ class CodecTask:
     vectors of the sides b both sides are pulled to with `objective.distill_weight`.
 
     Raises ValueError for a language of the sources that the codec lacks (only with a teacher, and nothing but distillation, may
-    an anchor be in one), for sources without a pair to draw, for a teacher of another width, one without a weight or a weight
-    without one.
+    an anchor be in one) and `anchors` that codec or teacher lack, for sources without a pair to draw or all of weight 0, for a
+    teacher of another width or that is the codec itself, one without a weight or a weight without one.
     """
 
     def __init__(
@@ -269,6 +275,7 @@ class CodecTask:
 
     @property
     def model(self) -> nn.Module:
+        """The sides that learn: the codec, its encoder or its decoder."""
         if isinstance(self.objective, DecoderObjective):
             return self.sonar.decoder
         return self.sonar if self.objective.decodes else self.sonar.encoder
@@ -288,6 +295,7 @@ class CodecTask:
         )
 
     def loss(self, batch: PairBatch) -> LossSum:
+        """`pair_loss` or `decoder_loss`, by the objective."""
         device = next(self.model.parameters()).device  # the loop moves what learns; the rest follows
         for part in (self.sonar, self.teacher):
             if part is not None and any(p.device != device for p in part.parameters()):
@@ -306,17 +314,20 @@ class CodecTask:
         return pair_loss(self.sonar, batch, self.objective, vectors_ND)
 
     def evaluate(self, world: World) -> Mapping[str, float | str]:
+        """What the caller measures, on rank 0, or on all ranks where the codec lies in parts."""
         self.sonar.eval()
         results = self._evaluate(self.sonar) if world.rank == 0 or self._sharded else {}  # in parts it takes all ranks
         self.sonar.train()
         return results
 
     def cost(self, batch: PairBatch) -> dict[str, float]:
+        """The sentences of both sides that the codec knows."""
         return {"sentences": float(sum(map(bool, batch.sources)))}
 
     def describe(self, batch: PairBatch) -> list[str]:
+        """The sentences on the sides a."""
         texts = [self.sonar.tokenizer.decode(ids) for ids in batch.sources]
-        return texts[: len(texts) // 2]  # the first sides of the pairs
+        return texts[: len(texts) // 2]
 
     def shard(self, world: World) -> None:
         """FSDP2 over the layers of the sides that learn; a frozen side and a teacher lie whole on each rank."""

@@ -20,7 +20,9 @@ from sonarkit.store.reader import Document, Store
 
 @dataclass(frozen=True)
 class ConceptDataConfig:
-    """How documents become batches: at most `max_sentences` a document, `max_tokens` pieces a sentence."""
+    """How documents become batches: `documents_per_step` on all ranks together, of each at most `max_sentences` sentences (and
+    the end) of at most `max_tokens` pieces; at most `micro_tokens` target tokens, special ones included, in a micro-batch.
+    """
 
     documents_per_step: int = 512
     micro_tokens: int = 16_384
@@ -35,6 +37,8 @@ class ConceptTask:
     `shard`. `weights` are the shares of the documents of a step that each store gives, by default in proportion to
     their documents.
     `samples(model)` may add results to each evaluation: numbers, and texts such as a sample story.
+
+    Raises ValueError for a store whose vectors are of another width than the model's.
     """
 
     def __init__(
@@ -79,9 +83,11 @@ class ConceptTask:
         return DocumentBatches(sources, data.documents_per_step, data.micro_tokens, self.seed, rank, size)
 
     def loss(self, batch: list[Document]) -> LossSum:
+        """The family's, with `options`."""
         return self.concept_model.loss(batch, **self.options)
 
     def cost(self, batch: list[Document]) -> dict[str, float]:
+        """Sentences after each document's first, the end included, and FLOPs of forward and backward pass."""
         sentences = sum(len(document.targets) - 1 for document in batch)
         return {"sentences": float(sentences), "flops": self.concept_model.flops(batch)}
 

@@ -42,21 +42,22 @@ from sonarkit.training.optimizer import OptimizerConfig, Optimizers, learning_ra
 Evaluation = dict[str, float | str]  # results by name; a text, such as a sample story, is kept as it is
 
 USUAL_STEPS = 50  # over how many losses the usual one is a mean
-MOST_SKIPPED = 10  # updates in a row with a loss or gradient that is not finite, before the run gives up
+MOST_SKIPPED = 10  # updates in a row that are not taken, before the run gives up
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how to train. `out` receives checkpoints, `metrics.jsonl` and, at the end, `final/`.
+    """How long and how to train. `out` receives the newest `keep` checkpoints, `metrics.jsonl` and, at the end, `final/`.
 
     `max_minutes` ends this sitting with a checkpoint; the same command goes on from there, on the same schedule.
-    `eval_every` and `save_every` count steps, 0 is only at the end. `threads` is torch's number of CPU threads
-    per process, None leaves it as it is. `precision` "auto" is bfloat16 autocast where the hardware multiplies
+    `log_every`, `eval_every` and `save_every` count steps, 0 in the last two is only at the end. `threads` is torch's number
+    of CPU threads per process, None leaves it as it is. `precision` "auto" is bfloat16 autocast where the hardware multiplies
     bfloat16, else float32: a CPU that has to emulate it is 200 times slower.
 
     `parallel` is how several ranks hold the model: whole on each ("ddp"), or in parts ("fsdp": for what does not fit).
     A step whose loss or gradient is not finite, or whose loss is above `spike` times the usual (the mean of the last
-    50 or so; 0 is off), is skipped or ends the run, as `bad_step` says; `bad_steps.jsonl` keeps which documents it had.
+    50 or so, once there are 50; 0 is off), is skipped or ends the run, as `bad_step` says, and the tenth skipped in a row ends
+    it, too; `bad_steps.jsonl` keeps which documents it had.
     A step that some rank has not come through after `hang_minutes` ends the run with a line that names the rank; evaluating
     and saving may take two hours.
     `tensorboard` writes event files to `out`/tensorboard; `wandb` names the Weights & Biases project to report to.
@@ -103,27 +104,39 @@ class Batches(Protocol):
 
 
 class Task(Protocol):
-    """What is trained, on what, and how it is judged.
-
-    Frozen parts live outside `model`. `loss_unit` is that of the loss over its count, such as nats_per_token. `batches` gives
-    each rank at least one micro-batch a step, and every loss has the same parts. `evaluate` runs on all ranks, in evaluation
-    mode, and gives numbers and texts by name; rank 0's are written. `config` is what a resume must agree on. `cost` counts
-    what a batch holds and takes beside tokens (`sentences`, `flops`), `describe` names the batch's documents, `shard`
-    prepares the model for FSDP2.
-    """
+    """What is trained, on what, and how it is judged."""
 
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> nn.Module:
+        """What learns; frozen parts live outside."""
+
     @property
-    def loss_unit(self) -> str: ...
-    def batches(self, rank: int, size: int) -> Batches: ...
-    def loss(self, batch: Any) -> LossSum: ...
-    def evaluate(self, world: World) -> Mapping[str, float | str]: ...
-    def save_pretrained(self, folder: Path, weights: dict[str, Tensor]) -> None: ...
-    def config(self) -> dict[str, Any]: ...
-    def cost(self, batch: Any) -> dict[str, float]: ...
-    def describe(self, batch: Any) -> list[str]: ...
-    def shard(self, world: World) -> None: ...
+    def loss_unit(self) -> str:
+        """That of the loss over its count, such as nats_per_token."""
+
+    def batches(self, rank: int, size: int) -> Batches:
+        """Those of one rank, at least one micro-batch a step."""
+
+    def loss(self, batch: Any) -> LossSum:
+        """Of a micro-batch, in sums; every loss has the same parts."""
+
+    def evaluate(self, world: World) -> Mapping[str, float | str]:
+        """Numbers and texts by name, in evaluation mode. It runs on all ranks; rank 0's are written."""
+
+    def save_pretrained(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write the trained model; `weights` are the whole ones of `model`."""
+
+    def config(self) -> dict[str, Any]:
+        """What a resume must agree on, JSON-able."""
+
+    def cost(self, batch: Any) -> dict[str, float]:
+        """What a micro-batch holds and takes beside tokens: `sentences`, and `flops` where they are counted."""
+
+    def describe(self, batch: Any) -> list[str]:
+        """The names of the micro-batch's documents."""
+
+    def shard(self, world: World) -> None:
+        """Prepare `model` for FSDP2."""
 
 
 class Learner(nn.Module):
@@ -142,10 +155,10 @@ class TrainState:
     """Where a run is; a checkpoint holds it beside weights, optimizer, sampler and random states."""
 
     step: int = 0  # updates taken or skipped
-    usual_loss: float = 0.0  # running mean of the loss per token, for `spike`
+    usual_loss: float = 0.0  # running mean of the loss over its count, for `spike`
     usual_steps: int = 0  # how many losses are in it
     seconds: float = 0.0  # of all sittings together, evaluation and saving included
-    skipped: int = 0  # updates in a row that were not finite
+    skipped: int = 0  # updates in a row that were not taken
     evaluation: Evaluation = field(default_factory=dict)  # the last one
 
 

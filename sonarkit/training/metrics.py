@@ -17,8 +17,9 @@ sittings together. A `train` record tells of the steps since the one before it:
 | `skipped_updates` | steps not taken since loss or gradient were not usable |
 | `seconds_left` | seconds to the last step at the speed so far |
 
-Of a family that learns by distance the loss is called by another unit, such as `loss_squared_distance_per_sentence`; in a
-record it is the first key that begins with `loss_`.
+Of a family that learns by distance the loss is called by another unit, such as `loss_squared_distance_per_sentence`, and
+`tokens_per_s` and `imbalance` count what that is divided by: sentences, or utterances of speech. In a record the loss is the
+first key that begins with `loss_`.
 
 The keys of an `eval` record are the task's results. A result may be a text: `sample` is a story told by the model as it
 then was, its prompt included.
@@ -57,8 +58,11 @@ def loss_key(record: Mapping[str, Any]) -> str:
 class Sink(Protocol):
     """Where records go beside the JSONL file."""
 
-    def write(self, kind: str, step: int, values: dict[str, float | str]) -> None: ...
-    def close(self, failed: bool) -> None: ...
+    def write(self, kind: str, step: int, values: dict[str, float | str]) -> None:
+        """The numbers and texts of a record, by its keys."""
+
+    def close(self, failed: bool) -> None:
+        """The run has ended; `failed` by an error."""
 
 
 class RunLog:
@@ -69,7 +73,7 @@ class RunLog:
 
     With `tensorboard` the same numbers and texts go to event files in the folder `tensorboard` beside `path`, where the
     package is installed; `wandb` names a Weights & Biases project to report to, and `config` is what it shows as the run's.
-    ValueError when wandb is asked for and not installed.
+    ValueError when wandb is asked for and not installed, OSError when a record cannot be written.
     """
 
     def __init__(

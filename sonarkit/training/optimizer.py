@@ -17,8 +17,8 @@ class OptimizerConfig:
     With `muon`, the weight matrices of linear layers follow Muon instead (orthogonalised momentum, scaled to AdamW's
     update size: arXiv 2502.16982); embeddings, vectors and the rest stay with AdamW, at the same rate.
 
-    The rate rises linearly over `warmup_steps`, then follows `schedule`: a cosine down towards `min_lr_ratio` of
-    the peak, reached as training ends, the inverse square root of the step (NLLB), or constant.
+    The rate rises linearly to `lr` over `warmup_steps`, then follows `schedule`: a cosine down towards `min_lr_ratio` of
+    `lr`, reached as training ends, the inverse square root of the step (NLLB), or constant.
     """
 
     lr: float = 1e-3
@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The matrix with its singular values brought near 1 (between 0.7 and 1.2), by a quintic Newton-Schulz iteration."""
+    """The matrix (m, n) with its singular values brought near 1 (between 0.7 and 1.2), by a quintic Newton-Schulz iteration."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(steps):

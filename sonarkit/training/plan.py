@@ -131,6 +131,7 @@ class Parameters:
 
     @property
     def total(self) -> int:
+        """With the frozen ones."""
         return self.trained + self.encoder + self.decoder
 
 
@@ -231,7 +232,8 @@ def memory_of(
     frozen_bytes: int,
     shard_decoder: bool = False,
 ) -> Memory:
-    """What one of `gpus` holds at the peak of a step over a micro-batch of `load`."""
+    """What one of `gpus` holds at the peak of a step over a micro-batch of `load`. A number of the frozen codec has
+    `frozen_bytes`; `half` is bfloat16 autocast."""
     parts = gpus if options.parallel == "fsdp" else 1
     trained, size, config = not count.decoder, 2 if half else 4, codec.decoder
     moments = 8 * count.trained - (4 * count.matrices if train.optimizer.muon else 0)
@@ -362,7 +364,8 @@ def plan(
     replaces what the kind has. `mfu` is the share of its FLOP/s that training reaches. `frozen` is the codec's type, by
     default that of the products; `shard_decoder` divides it among the GPUs under FSDP2, too.
 
-    Raises ValueError for an unknown device, an `mfu` outside (0, 1], or more GPUs than documents in a step.
+    Raises ValueError for an unknown device, an `mfu` outside (0, 1], and numbers of GPUs below 1 or above the documents of
+    a step.
     """
     if device not in (*GPUS, "cpu"):
         raise ValueError(f"unknown device {device!r}; known are {', '.join(GPUS)} and cpu (this machine)")
@@ -485,6 +488,7 @@ def short(number: float) -> str:
 
 
 def flops_in_words(number: float) -> str:
+    """1.23e15 -> "1.23 PFLOP"."""
     for size, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
         if number >= size:
             return f"{number / size:.3g} {letter}FLOP"
@@ -492,6 +496,7 @@ def flops_in_words(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """5400 -> "1.5 hours"."""
     for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= size:
             return f"{seconds / size:.1f} {name}"
@@ -499,5 +504,6 @@ def duration(seconds: float) -> str:
 
 
 def columns(rows: list[list[str]]) -> list[str]:
+    """A line for each row, its cells flush right, as wide as the widest of their column."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

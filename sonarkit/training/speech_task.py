@@ -59,9 +59,10 @@ def teacher_vectors(
     world: World | None = None,
     progress: bool = False,
 ) -> Targets:
-    """The codec's vectors of the transcriptions, from `file` where it has them, else encoded (by rank 0) and written there.
+    """The codec's vectors of the transcriptions, from `file` where it has them, else encoded (by rank 0) and written there in
+    `dtype`.
 
-    Raises ValueError where the file was made by another codec or of other texts, UnknownLanguageError.
+    Raises ValueError where the file is damaged, was made by another codec or of other texts, UnknownLanguageError.
     """
     texts = hashlib.sha256("\0".join(f"{u.language} {u.text}" for u in utterances).encode()).hexdigest()[:12]
     codec = sonar.fingerprint()
@@ -92,7 +93,7 @@ def teacher_vectors(
 class AugmentConfig:
     """How sound is varied: a factor of its speed, and stripes of the filter bank that are set to their mean, 0.
 
-    As many as `time_masks` stripes of up to `time_frames` frames (at most a fifth of them) and `mel_masks` of up to `mels`.
+    There are `time_masks` stripes of 0 to `time_frames` frames (at most a fifth of all) and `mel_masks` of 0 to `mels` bands.
     """
 
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
@@ -112,7 +113,7 @@ NONE = AugmentConfig((1.0,), 0, 0, 0, 0)
 
 
 def augmented(samples: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """(n,) samples -> (L, 80) filter banks, perturbed in speed and masked."""
+    """(n,) samples at 16 kHz -> (L, 80) filter banks, perturbed in speed and masked."""
     speed = Fraction(str(rng.choice(config.speeds))).limit_denominator(100)
     if speed != 1:
         samples = resample_poly(samples, speed.denominator, speed.numerator).astype(np.float32)
@@ -130,7 +131,8 @@ def augmented(samples: np.ndarray, config: AugmentConfig, rng: np.random.Generat
 
 @dataclass(frozen=True)
 class SpeechBatch:
-    """Filter banks (L_i, 80), the vectors (n, D) they are to be brought to, and where they were listed."""
+    """Filter banks (L_i, 80), the vectors (n, D) they are to be brought to, and where they were listed. With `body_frozen` only
+    the pooler learns."""
 
     features: list[Tensor]
     targets: Tensor
@@ -209,8 +211,9 @@ class SpeechTask:
     `frozen_steps` steps the body is left as it is and only the pooler learns (weight decay, where there is one, acts on the
     body, too). The encoder learns whose vectors it gives: `config.codec`.
 
-    Raises ValueError where targets and utterances are not as many, the widths differ, the encoder belongs to another codec, or
-    an utterance is longer than `micro_seconds` or the encoder's `max_seconds`; FileNotFoundError for a file that is not there.
+    Raises ValueError where targets and utterances are not as many, the widths differ, the encoder belongs to another codec,
+    `frozen_steps` find no pooler, or an utterance is longer than `micro_seconds` or the encoder's `max_seconds`;
+    FileNotFoundError for a file that is not there.
     """
 
     def __init__(

@@ -91,10 +91,11 @@ class TokenTask:
         return DocumentBatches(sources, data.documents_per_step, data.micro_tokens, self.seed, rank, size)
 
     def loss(self, batch: list[TokenDocument]) -> LossSum:
+        """That of `TokenLLM`, in nats, with `options`."""
         return self.token_model.loss(batch, self.options.whole_text)
 
     def cost(self, batch: list[TokenDocument]) -> dict[str, float]:
-        """Sentences after each document's first, the end included, as concept models count them."""
+        """Sentences after each document's first, the end included, as concept models count them, and FLOPs."""
         flops = token_training_flops(self.token_model, batch, whole_text=self.options.whole_text)
         return {"sentences": float(sum(len(document.pieces) for document in batch)), "flops": float(flops)}
 

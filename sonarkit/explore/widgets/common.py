@@ -71,6 +71,7 @@ class Work:
 
     @property
     def busy(self) -> bool:
+        """Whether work is under way."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
@@ -154,6 +155,7 @@ class WholeFigure(go.FigureWidget):
         self.open()
 
     def open(self) -> None:
+        """Send the figure, which plotly would do before it is whole."""
         if self._built:
             super().open()
 

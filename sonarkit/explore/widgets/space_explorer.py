@@ -197,6 +197,7 @@ class SpaceExplorer(widgets.VBox):
     `vectors` (N, D) are those of the texts, where they are there already. A sentence is named by its number, from 0. Each
     control calls the method of its name; what decodes or fits works in the background, the newest request first, and
     `wait` waits for it. `said` holds the sentences decoded last. What goes wrong is a sentence in `status`.
+    ValueError for fewer than three texts and vectors of another shape, UnknownLanguageError.
     """
 
     def __init__(
@@ -246,6 +247,7 @@ class SpaceExplorer(widgets.VBox):
 
     @property
     def plane(self) -> Plane:
+        """The present map."""
         return self._planes[self._kind]
 
     @property

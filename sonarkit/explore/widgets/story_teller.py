@@ -51,6 +51,7 @@ class StoryTeller(widgets.VBox):
 
     `tree` holds everything tried, `proposed` the candidates last asked for. Each button calls the method of its name;
     `tell` and `propose` work in the background, `wait` waits for them. What goes wrong is a sentence in `status`.
+    UnknownLanguageError for a language that the model does not know.
     """
 
     def __init__(

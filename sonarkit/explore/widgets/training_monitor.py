@@ -40,8 +40,7 @@ class Runs:
     """The records of several runs, read again only where a file has changed.
 
     `places` are run folders and folders of runs; a run is a folder with metrics.jsonl. `records` has them by the run's
-    name, in the order in which runs were found, with `minutes` beside `seconds`; `problems` says, as sentences, what could
-    not be read.
+    name, in the order in which runs were found, with `minutes` beside `seconds`. ValueError for no places.
     """
 
     def __init__(self, places: str | Path | Sequence[str | Path]) -> None:
@@ -55,6 +54,7 @@ class Runs:
 
     @property
     def problems(self) -> list[str]:
+        """Sentences about files that could not be read, or that there is no run yet; [] where all is well."""
         if self._names:
             return list(self._bad.values())
         places = " or ".join(str(place) for place in self.places)
@@ -157,7 +157,7 @@ class TrainingMonitor(widgets.VBox):
         TrainingMonitor(["runs/a", "runs/b"]).refresh()   # these two, once
 
     `follow` reads what has changed every `every` seconds, in the background, until `stop`; `refresh` reads it once. What
-    goes wrong is a sentence in `status`.
+    goes wrong is a sentence in `status`. ValueError for no runs to look for and an `every` that is not above 0.
     """
 
     _stop: threading.Event | None = None
@@ -217,6 +217,7 @@ class TrainingMonitor(widgets.VBox):
 
     @property
     def following(self) -> bool:
+        """Whether it shows what the runs write, as they write it."""
         return self._thread is not None and self._thread.is_alive() and not (self._stop and self._stop.is_set())
 
     # ------------------------------------------------------------------ how it is done
