@@ -470,6 +470,8 @@ def evaluate_stories(
     from sonarkit.text.languages import SONAR_LANGUAGES, resolve
 
     prompts = story_evaluation.prompts_for(on, count, resolve(lang, SONAR_LANGUAGES))
+    if len(models) > 1 and len(prompts.beginnings) < 2:
+        raise ValueError(f"{len(models)} models are compared on two stories at least, got one; raise --count")
     from sonarkit.evaluation.story_judge import training_elements
     from sonarkit.models.family import load_model
 

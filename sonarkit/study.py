@@ -51,7 +51,7 @@ from sonarkit.evaluation.story_evaluation import StoryEvaluation, evaluate_stori
 from sonarkit.models.backbone import BackboneConfig  # noqa: E402
 from sonarkit.models.family import load_model, trained_parameters  # noqa: E402
 from sonarkit.store.reader import Store  # noqa: E402
-from sonarkit.train import train_codec, train_run  # noqa: E402
+from sonarkit.train import train_run  # noqa: E402
 from sonarkit.training.metrics import loss_key, read_metrics  # noqa: E402
 from sonarkit.training.optimizer import OptimizerConfig  # noqa: E402
 
@@ -186,16 +186,15 @@ def _folder(study: Objectives, name: str, seed: int) -> Path:
 def judged(job: Job) -> tuple[str, dict]:
     """Train the run and measure it, unless that was done."""
     torch.set_num_threads(job.threads)
-    file = job.run.train.out / "report.json"
-    if not file.is_file():
-        if not (job.run.train.out / "final" / "config.json").is_file():
-            train_codec(job.run, start())
-        sonar = Sonar.from_pretrained(job.run.train.out / "final")
+
+    def find() -> dict[str, Any]:
+        sonar = Sonar.from_pretrained(trained(job.run))
         rows = spoken(rows_of(job.test, every=job.test_every), sonar.languages)
         report = evaluate_codec(sonar, rows, beam_size=1, spbleu=False)
-        file.write_text(json.dumps(report, indent=1), encoding="utf-8")
         print(f"{job.name}: " + ", ".join(f"{metric} {report['mean'][KEYS[metric]]:.1f}" for metric in METRICS), flush=True)
-    return job.name, json.loads(file.read_text(encoding="utf-8"))
+        return report
+
+    return job.name, once(job.run.train.out / "report.json", to_dict(job), find)
 
 
 # ---------------------------------------------------------------------- the four families
@@ -271,7 +270,7 @@ def model_run(study: ModelStudy, family: str, backbone: BackboneConfig, steps: i
     )
 
 
-def trained(run: recipes.StoreRun) -> Path:
+def trained(run: recipes.CodecRun | recipes.StoreRun) -> Path:
     """The folder of the trained model, which is trained first unless it was. ValueError where that was stopped before its end."""
     final = run.train.out / "final"
     if not (final / "config.json").is_file():

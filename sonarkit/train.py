@@ -88,7 +88,8 @@ def parse(arguments: list[str]) -> CodecRun | StoreRun | SpeechRun:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         raise SystemExit(0)
-    family, rest, size = arguments[0], arguments[1:], "mini"
+    family, size = arguments[0], "mini"
+    rest = [part for word in arguments[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if "--size" in rest:
         place = rest.index("--size")
         if place + 1 == len(rest):
@@ -452,7 +453,8 @@ def _judged(run: CodecRun, held: Mapping[str, list[Row]]) -> dict[str, list[Row]
     for name, rows in held.items():
         alike = [row for row in rows if set(row) == set(rows[0])]
         if len(alike) > 1:
-            sets[Path(name).name.partition(".")[0]] = alike[:100]
+            stem, _, kind = Path(name).name.partition(".")
+            sets[stem if stem not in sets else f"{Path(name).parent.name}_{stem}_{kind}".lstrip("_")] = alike[:100]
     return sets
 
 

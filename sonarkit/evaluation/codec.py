@@ -31,7 +31,7 @@ def codec_report(sonar: Sonar, rows: Sequence[dict[str, str]], *, beam_size: int
 
     Raises ValueError for fewer than two different rows, and UnknownLanguageError.
     """
-    languages = sorted(rows[0])
+    languages = _two_or_more(rows)
     vectors = {code: sonar.encode([row[code] for row in rows], code) for code in languages}
     results: dict[str, float] = {}
     for code in languages:
@@ -57,7 +57,7 @@ def space_report(sonar: Sonar, rows: Sequence[dict[str, str]]) -> dict[str, floa
     square length, 0 to 1; its square is 1 less the mean cosine of two sentences, roughly. `effective_dimension`: participation
     ratio (sum l)^2 / sum l^2 of the variances l along the principal axes, from 1 to D.
     """
-    languages = sorted(rows[0])
+    languages = _two_or_more(rows)
     z_LND = torch.stack([sonar.encode([row[code] for row in rows], code) for code in languages]).double()
     within = z_LND.var(0, correction=0).sum()  # half the mean squared distance of a pair, as every variance
     flat_ND = z_LND.flatten(0, 1)
@@ -93,6 +93,14 @@ def space_alarms(space: Mapping[str, float], sentences: int, width: int) -> list
         advice = "it is the MSE between translations that closes the gap; on text unlike the training's some gap is usual"
         alarms.append(f"languages apart: language gap {gap:.2f} > {LANGUAGE_GAP}; {advice}")
     return alarms
+
+
+def _two_or_more(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The languages of aligned rows."""
+    languages = sorted(rows[0])
+    if len(languages) < 2:
+        raise ValueError(f"expected rows in two languages or more, got {', '.join(languages) or 'none'}")
+    return languages
 
 
 def distinct_rows(rows: Sequence[dict[str, str]]) -> list[int]:

@@ -172,9 +172,9 @@ def table_of(report: Report) -> str:
     if space := report.get("space"):
         lines.append("space: " + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in space.items()))
     if noisy := report.get("fragility"):
-        half = (
-            "more than half of the BLEU at every level" if noisy["half"] is None else f"half of the BLEU at {noisy['half']:.2f}"
-        )
+        half = "more than half of the BLEU at every level" if noisy["levels"][0]["bleu"] else "there is no BLEU to lose"
+        if noisy["half"] is not None:
+            half = f"half of the BLEU at {noisy['half']:.2f}"
         lines.append(f"noise on {noisy['lang']}: {half}")
         for level in noisy["levels"]:
             lines.append("{noise:<12.2f}{bleu:9.1f}{chrf:9.1f}   cosine {cosine:.3f}".format(**level))

@@ -290,6 +290,7 @@ def test_what_cannot_be_evaluated_is_told(sonarkit, llm: Path, codec: Path, tmp_
     )
     assert_refused(sonarkit("evaluate", "stories", tmp_path / "no"), "no model at", "mini, mini-FAMILY, or a folder")
     assert_refused(sonarkit("evaluate", "stories", llm, "--on", "tinystories"), "no set 'tinystories'")
+    assert_refused(sonarkit("evaluate", "stories", llm, llm, "--count", 1), "compared on two stories at least, got one")
     assert_refused(sonarkit("evaluate", "stories", llm, "--lang", "ita_Latn"), "no stories in ita_Latn")
     assert_refused(sonarkit("evaluate", "judge", tmp_path / "no.json", "--key-variable", ""), "no.json: No such file")
 

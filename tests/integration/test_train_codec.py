@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sonarkit import study, train
+from sonarkit import recipes, study, train
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.store.reader import Store
 from sonarkit.text import storyworld
@@ -103,19 +104,28 @@ def test_a_student_keeps_its_teachers_decoder(trained: Path, tmp_path: Path) -> 
 
 
 def test_a_corpus_may_keep_its_vectors_while_another_is_learnt(
-    trained: Path, bitext: Path, tmp_path: Path, refused: Callable[..., None]
+    trained: Path, bitext: Path, tmp_path: Path, refused: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = trained / "final"
     kept = ["--bitext", bitext, "--taught"]
     train.main(arguments("mini-everyday", tmp_path / "kept", "--bitext", bitext, init=base, teacher=base))
     record = next(record for record in read_metrics(tmp_path / "kept" / "metrics.jsonl") if record["kind"] == "train")
     assert record["loss_distill"] >= 0 and record["loss_mt"] > 0
+    capsys.readouterr()  # what it told so far
     refused(
         train.main,
         arguments("mini-everyday", tmp_path / "none", *kept, "stories", init=base, teacher=base),
         f"taught names stories, but the corpora are storyworld, {bitext}",
     )
-    refused(train.main, arguments("mini", tmp_path / "none", *kept, "storyworld"), "there is none; give one")
+    with pytest.raises(ValueError, match="to follow a teacher, but there is none; give one"):
+        replace(recipes.codec_mini_everyday(), teacher="")
+
+
+def test_two_files_of_one_name_are_judged_apart(trained: Path) -> None:
+    rows = [{"eng_Latn": "a", "deu_Latn": "b"}, {"eng_Latn": "c", "deu_Latn": "d"}]
+    run = train.parse(arguments("mini", trained))
+    sets = train._judged(run, {"one/pairs.tsv": rows, "two/pairs.tsv.gz": rows[::-1], "storyworld.tmx": rows})
+    assert list(sets) == ["storyworld", "pairs", "two_pairs_tsv.gz", "storyworld_tmx"]
 
 
 def test_bitext_that_cannot_be_used_is_refused(bitext: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
@@ -142,6 +152,10 @@ def test_the_study_trains_every_row_once_and_draws_the_table(
     assert len(times) == 4
     study.main(["objectives", *options, "--rows", *table, "--jobs", "1"])
     assert times == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("report.json")}, "what is there is not done again"
+    with pytest.raises(SystemExit):
+        study.main(["objectives", *options, "--rows", "MT", "--pairs-per-step", "9"])
+    told = capfd.readouterr().err
+    assert "is of another study" in told and "pairs_per_step" in told
 
 
 def test_a_study_of_rows_that_there_are_not_is_refused(refused: Callable[..., None], bitext: Path, tmp_path: Path) -> None:

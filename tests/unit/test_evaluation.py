@@ -147,6 +147,9 @@ def test_a_perfect_codec_has_a_perfect_report() -> None:
     report = codec_report(Parrot(rows), rows)  # type: ignore[arg-type]
     assert report["bleu_eng_Latn"] == report["bleu_deu_Latn-eng_Latn"] == report["bleu_translation"] == pytest.approx(100)
     assert report["xsim_mean"] == 0
+    for measure in (codec_report, space_report):
+        with pytest.raises(ValueError, match="two languages or more, got eng_Latn"):
+            measure(Parrot(rows), [{"eng_Latn": row["eng_Latn"]} for row in rows])  # type: ignore[arg-type]
 
 
 def test_rows_that_repeat_a_sentence_do_not_count_in_xsim() -> None:

@@ -176,3 +176,12 @@ def test_what_no_codecs_run_can_have_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=told):
             replace(recipes.codec_mini(), **change)
+
+
+def test_an_option_may_be_given_with_an_equals_sign() -> None:
+    run = train.parse(["sonar-llm", "--size=900M", "--steps=100", "--out=a=b"])
+    assert isinstance(run, recipes.SonarLLMRun)
+    assert (run.train.steps, run.epochs, run.train.out.name) == (100, None, "a=b")
+    assert run.backbone == recipes.SONAR_LLM_SIZES["900M"]
+    with pytest.raises(ValueError, match="--steps and --epochs both"):
+        train.parse(["sonar-llm", "--steps=100", "--epochs", "1"])
