@@ -30,8 +30,9 @@ FRAME = RATE // 100  # samples by which loudness is judged
 def load(audio: Audio, rate: int = RATE) -> np.ndarray:
     """(n,) float32 samples at 16 kHz of a sound file, or of an array (n,) or (n, channels) at `rate`.
 
-    Channels are averaged. Integers are taken as fractions of their largest value. Raises FileNotFoundError, and ValueError
-    for what is no sound file, has samples that are not finite, or is shorter than 0.1 s.
+    Channels are averaged. Signed integers are taken as fractions of their largest value. Raises FileNotFoundError, and
+    ValueError for what is no sound file, an array of another shape or of unsigned integers, samples that are not finite, and
+    less than 0.1 s.
     """
     if isinstance(audio, str | Path):
         samples = np.concatenate([*stream(audio), np.empty(0, np.float32)])
@@ -46,7 +47,10 @@ def load(audio: Audio, rate: int = RATE) -> np.ndarray:
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """(n,) samples at `rate` -> at 16 kHz, by a polyphase filter; every common rate, telephone's 8 kHz too."""
+    """(n,) samples at `rate` -> at 16 kHz, by a polyphase filter; every common rate, telephone's 8 kHz too.
+
+    ValueError for a rate below 1.
+    """
     if rate < 1:
         raise ValueError(f"the rate is in samples a second, at least 1; got {rate}")
     up, down = _ratio(rate)
@@ -84,7 +88,7 @@ def _name(audio: Audio) -> str:
 
 
 def seconds_of(path: str | Path) -> float:
-    """Length of a sound file, from its header."""
+    """Length of a sound file in seconds, from its header. Errors as in `load`."""
     with _opened(Path(path)) as file:
         return file.frames / file.samplerate
 
@@ -161,6 +165,8 @@ def segments(
     2 * `max_seconds`, or of an earlier stretch where that was louder: noise after the last word is no word) or below
     `floor_db` of full scale. `min_silence` seconds of that end a segment, which keeps
     `margin` seconds of them; one longer than `max_seconds` is cut at the quietest tenth of a second of its second half.
+
+    Raises ValueError for lengths that do not go together, and what `load` and `stream` raise.
     """
     if not max_seconds >= 1 or not 0 < min_silence < max_seconds / 2 or not 0 <= margin <= min_silence / 2:
         raise ValueError(

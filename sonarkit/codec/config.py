@@ -52,7 +52,7 @@ class TextStackConfig(StackConfig):
 
 @dataclass(frozen=True)
 class PoolerConfig(StackConfig):
-    """Attention pooling: a small transformer decoder whose one query reads all encoder outputs (section 3.2)."""
+    """Attention pooling: a transformer decoder whose one query reads all encoder outputs (arXiv 2308.11466, section 3.2)."""
 
     layers: int = 3
     ffn: int = 4096

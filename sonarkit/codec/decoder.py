@@ -21,6 +21,8 @@ from sonarkit.core.packing import Packing
 
 
 class DecoderLayer(nn.Module):
+    """Causal self-attention, the sentence's term, feed-forward network; pre-norm."""
+
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.attention_norm = LayerNorm(config.width)
@@ -30,11 +32,13 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_TH: Tensor, sentence_NH: Tensor, packing: Packing) -> Tensor:
+        """(T, H) packed, and a term (N, H) of each sentence, packed -> (T, H)."""
         x_TH = x_TH + self.dropout(self.attention(self.attention_norm(x_TH), packing, causal=True))
         x_TH += self.dropout(packing.spread(sentence_NH))  # in place: nothing has kept the sum
         return x_TH + self.dropout(self.ffn(self.ffn_norm(x_TH)))
 
     def step(self, x_BH: Tensor, sentence_BH: Tensor, cache: Tensor, length: int) -> Tensor:
+        """One token per row, (B, H) -> (B, H); `cache` and `length` as in `SelfAttention.step`."""
         x_BH = x_BH + self.attention.step(self.attention_norm(x_BH), cache, length) + sentence_BH
         return x_BH + self.ffn(self.ffn_norm(x_BH))
 
@@ -53,6 +57,7 @@ class SentenceTerms(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(layers, width))
 
     def forward(self, z_ND: Tensor) -> Tensor:
+        """(N, D) -> (layers, N, H)."""
         if self.normalize:
             z_ND = F.normalize(z_ND, dim=-1)
         values = torch.matmul(z_ND, self.value_weight.mT) + self.value_bias[:, None]
@@ -125,9 +130,9 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each sentence's own tokens given its vector, by teacher forcing.
 
-        `targets_T` holds whole packed targets `</s> __lang__ pieces </s>`. The first `skip` predictions are not
-        counted: 1 leaves out the language token, which is given, not predicted. Returns the differentiable
-        sum () in nats and the loss of every counted token (tokens,), packed.
+        z (N, D) is in the caller's order; `targets_T` holds whole packed targets `</s> __lang__ pieces </s>`. The first
+        `skip` predictions are not counted: 1 leaves out the language token, which is given, not predicted. Returns the
+        differentiable sum () in nats and the loss of every counted token (tokens,), packed.
         """
         inputs_T = torch.cat([block[:, :-1].flatten() for block in packing.split(targets_T)])
         wanted_T = torch.cat([block[:, skip + 1 :].flatten() for block in packing.split(targets_T)])

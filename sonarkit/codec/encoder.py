@@ -12,6 +12,8 @@ from sonarkit.core.packing import Packing
 
 
 class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward network, each after its layer norm."""
+
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.attention_norm = LayerNorm(config.width)
@@ -21,6 +23,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_TH: Tensor, packing: Packing) -> Tensor:
+        """(T, H) packed -> (T, H)."""
         x_TH = x_TH + self.dropout(self.attention(self.attention_norm(x_TH), packing, causal=False))
         return x_TH + self.dropout(self.ffn(self.ffn_norm(x_TH)))
 
@@ -37,6 +40,7 @@ class Encoder(nn.Module):
         self.pooler = AttentionPooler(config.pooler, config.width) if config.pooler else None
 
     def forward(self, ids_T: Tensor, packing: Packing) -> Tensor:
+        """(T,) packed ids of N sentences -> (N, D), in the caller's order."""
         x_TH = self.embedding(ids_T, packing.positions())
         for layer in self.layers:
             x_TH = layer(x_TH, packing)

@@ -28,7 +28,8 @@ def extended(sonar: Sonar, languages: Sequence[str], texts: Iterable[str] = (), 
     trained: by teacher-student (`CodecTask` with `sonar` as the teacher), which is how SONAR's speech encoders learnt theirs
     (arXiv 2308.11466, section 3.2; for text arXiv 2004.09813).
 
-    Raises ValueError for languages that are known or no codes such as tyv_Cyrl, and for texts with fewer new pieces in them.
+    Raises ValueError for nothing to add, for languages that are known, named twice or no codes such as tyv_Cyrl, and for texts
+    with fewer new pieces in them; ImportError, for new pieces, without protobuf.
     """
     old = sonar.tokenizer
     if not languages and not pieces:

@@ -58,10 +58,13 @@ class LayerNorm(nn.LayerNorm):
     """In the precision of what it reads: a frozen decoder may be held in bfloat16 under a float32 residual stream."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., H) -> (..., H)."""
         return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with the activation between them."""
+
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.inner = linear(config.width, config.ffn)
@@ -70,10 +73,13 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., H) -> (..., H)."""
         return self.output(self.dropout(self.activation(self.inner(x))))
 
 
 class SelfAttention(nn.Module):
+    """Each token looks at those of its own sentence; queries, keys and values come from one product."""
+
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.heads = config.heads
@@ -81,10 +87,11 @@ class SelfAttention(nn.Module):
         self.output = linear(config.width, config.width)
 
     def forward(self, x_TH: Tensor, packing: Packing, causal: bool) -> Tensor:
+        """(T, H) packed -> (T, H); `causal`: at none that comes later."""
         return self.output(packing.attention(self.qkv(x_TH), self.heads, causal))
 
     def step(self, x_BH: Tensor, cache: Tensor, length: int) -> Tensor:
-        """One token per row; `cache` (2, B, heads, L_max, d) holds keys and values of the `length` before it."""
+        """One token per row, (B, H) -> (B, H); `cache` (2, B, heads, L_max, d) has keys and values of the `length` before it."""
         query, key, value = self.qkv(x_BH).unflatten(-1, (3, self.heads, -1)).unbind(1)  # (B, heads, d)
         cache[0, :, :, length], cache[1, :, :, length] = key, value
         keys, values = cache[:, :, :, : length + 1]
@@ -92,6 +99,7 @@ class SelfAttention(nn.Module):
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that begins with Xavier's uniform weights and biases of 0."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -36,9 +36,10 @@ class ObjectiveConfig:
 
     The noise, in this order: `word_drop` is the probability that a word is left out (one stays at least), with
     `word_shuffle` words move by at most that many places (both arXiv 1711.00043, section 2.3, which has 0.1 and 3), and
-    `noise_ratio` of the pieces (not of the words) are covered by masked spans (mean length `noise_span`), each replaced by
-    one `<unk>`, NLLB's denoising with replace-length 1. Words are as SentencePiece has them: a sentence without spaces,
-    such as a Chinese one, is a single word. With none of the three it is plain auto-encoding, of the vectors at hand.
+    `noise_ratio` of the pieces (not of the words) are covered by masked spans (1 piece and the whole part of an exponential
+    of mean `noise_span` - 1: for 3.5 that is 3.0 in the mean), each replaced by one `<unk>`, NLLB's denoising with
+    replace-length 1. Words are as SentencePiece has them: a sentence without spaces, such as a Chinese one, is a single word.
+    With none of the three it is plain auto-encoding, of the vectors at hand.
     Each sentence is denoised with probability `dae_share`; the loss is weighted up, so its expectation is that of all.
     With probability `dae_splice` (ours) it is a splice that is denoised instead: the first words of the sentence and the last
     ones of another. Such text is longer and less probable than the corpus, so its vector has to keep the words themselves.
@@ -133,6 +134,7 @@ class PairBatch:
 
     @property
     def pairs(self) -> int:
+        """N, how many pairs."""
         return len(self.sources) // 2
 
     def rng(self, i: int) -> random.Random:
@@ -211,7 +213,8 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
     (`batch.per_pair`): the weights mean what they mean in the paper, where each term is a mean, and sums over any cutting
     into batches are the same.
 
-    Raises ValueError for distillation without vectors of a teacher or with such of another width, and for splices without others.
+    Raises ValueError for distillation without vectors of a teacher or with such of another shape, for splices without others,
+    and for a side that only the teacher knows beside other losses than distillation.
     """
     device, pairs, mean = sonar.device, batch.pairs, batch.per_pair or per_pair([batch], config.decodes)
     known = [i for i, ids in enumerate(batch.sources) if ids]
@@ -288,7 +291,7 @@ def decoder_loss(sonar: Sonar, batch: PairBatch, objective: DecoderObjective, sp
     The vectors x of the translation and y of the sentence itself come from the encoder in evaluation mode and without a
     gradient. The decoder learns the sentence from x + u (y - x), u uniform in [0, 1) for each pair and direction, plus noise of
     `objective.vector_noise` times `spread_D` (D,), the standard deviation of each dimension: of a store's vectors, or
-    without it of the batch's.
+    without it of the batch's. Raises ValueError for a spread of another shape.
     """
     training = sonar.encoder.training
     sonar.encoder.eval()

@@ -174,7 +174,8 @@ class Sonar(nn.Module):
         """SONAR as ported to Hugging Face's M2M100: a folder each, or the names of two repositories to download,
         such as `cointegrated/SONAR_200_text_encoder` and `raxtemur/SONAR_200_text_decoder`.
 
-        `tokenizer` is the SentencePiece model, by default the encoder folder's `sentencepiece.bpe.model`.
+        `tokenizer` is the SentencePiece model, by default the encoder folder's `sentencepiece.bpe.model`. Raises
+        FileNotFoundError for what is not there, and ValueError as `from_meta`.
         """
         reading, speaking = hub_folder(encoder), hub_folder(decoder)
         hints = replace(weights.hints_of_huggingface(reading), decoder_heads=weights.hints_of_huggingface(speaking).decoder_heads)
@@ -194,7 +195,7 @@ class Sonar(nn.Module):
         """An NLLB or M2M-100 (Hugging Face's M2M100, one folder or repository) as the beginning of a codec.
 
         The encoder is NLLB's with mean pooling; the decoder is NLLB's reading one vector instead of many, so its
-        cross-attention keeps the values and loses queries and keys. SONAR was initialised so (arXiv 2308.11466, 4.1);
+        cross-attention keeps the values and loses queries and keys. SONAR was initialised so (arXiv 2308.11466, section 4.1);
         it must be trained before its vectors mean anything.
         """
         path = hub_folder(folder)
@@ -255,10 +256,12 @@ class Sonar(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights lie."""
         return self.encoder.embedding.weight.device
 
     @property
     def languages(self) -> tuple[str, ...]:
+        """The codes that it knows, in the order of their tokens."""
         return self.config.languages
 
     def fingerprint(self) -> str:
@@ -283,13 +286,13 @@ class Sonar(nn.Module):
         return [p[:room] for p in pieces]
 
     def source_ids(self, texts: Sequence[str], lang: str | Sequence[str]) -> list[list[int]]:
-        """`__lang__ pieces </s>` for each text: what the encoder reads."""
+        """`__lang__ pieces </s>` for each text: what the encoder reads. Cut at `max_tokens`, with a TruncationWarning."""
         languages = per_text(lang, len(texts), self.languages)
         pieces = self._cut(self.tokenizer.pieces_batch(list(texts)), self.config.max_tokens - 2)
         return [[self.tokenizer.language_id(code), *p, self.tokenizer.eos_id] for code, p in zip(languages, pieces)]
 
     def target_ids(self, texts: Sequence[str], lang: str | Sequence[str]) -> list[list[int]]:
-        """`</s> __lang__ pieces </s>` for each text: what the decoder learns to say."""
+        """`</s> __lang__ pieces </s>` for each text: what the decoder learns to say. Cut at as many pieces as `source_ids`."""
         languages = per_text(lang, len(texts), self.languages)
         pieces = self._cut(self.tokenizer.pieces_batch(list(texts)), self.config.max_tokens - 2)
         eos = self.tokenizer.eos_id
@@ -310,7 +313,8 @@ class Sonar(nn.Module):
 
         `lang` is one FLORES-200 code or one per text. `batch_tokens` bounds the tokens in a batch; by default 1024 on a
         CPU, where 4096 leave the cache and were 5 to 7 % slower, and 16 384 elsewhere. The result is an ordinary tensor:
-        gradients may start from it. Raises UnknownLanguageError (nearest code named).
+        gradients may start from it. Texts longer than the codec's `max_tokens` are cut, with a TruncationWarning. Raises
+        UnknownLanguageError (nearest code named), and ValueError for a single string and for another number of codes.
         """
         _check_texts(texts)
         if batch_tokens is None:
@@ -396,7 +400,7 @@ class Sonar(nn.Module):
 
         Other special tokens than `</s>` and `<unk>` come only from a codec that scores its language token, as in Meta's
         search, and `<pad>` never; texts are without them. `seed` makes sampling repeatable. Raises ValueError for vectors
-        of another width or with NaN.
+        of another width or with NaN or infinity.
         """
         z = self._check_vectors(z)
         codes = [self.tokenizer.language_id(code) for code in per_text(lang, len(z), self.languages)]
@@ -469,7 +473,8 @@ class Sonar(nn.Module):
         """Cross-entropy of each text under the decoder, given its vector; differentiable in `z` (n, D).
 
         Sum in nats and count of target tokens: pieces and `</s>`. `as_published` also counts the language
-        token and a second `</s>`, as SONAR-LLM's published trainer does (arXiv 2508.05305, public code).
+        token and a second `</s>`, as SONAR-LLM's published trainer does (arXiv 2508.05305, public code). Raises ValueError
+        for another number of vectors than of texts, and as `encode` and `search` do.
         """
         z, targets = self._check_pairs(z, texts), self.target_ids(texts, lang)
         if as_published:
@@ -529,7 +534,10 @@ def _batches(ids: list[list[int]], budget: int, progress: bool, what: str) -> It
 
 
 def hub_folder(name: str | Path) -> Path:
-    """A folder of Hugging Face's: one that is there, or a repository's name, downloaded to the hub's cache."""
+    """A folder of Hugging Face's: one that is there, or a repository's name, downloaded to the hub's cache.
+
+    FileNotFoundError where it is neither, or cannot be fetched.
+    """
     if Path(name).is_dir():
         return Path(name)
     if isinstance(name, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):

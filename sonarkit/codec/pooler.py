@@ -35,6 +35,7 @@ class PoolerLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_ND: Tensor, memory_TH: Tensor, packing: Packing) -> Tensor:
+        """(N, D) packed, beside the (T, H) outputs of their sentences -> (N, D)."""
         x_ND = self._add(x_ND, self.self_norm, lambda x: self.self_output(self.self_value(x)))
         x_ND = self._add(x_ND, self.cross_norm, lambda x: self._read(x, memory_TH, packing))
         return self._add(x_ND, self.ffn_norm, self.ffn)
@@ -65,6 +66,7 @@ class AttentionPooler(nn.Module):
         self.projection = linear(config.width, config.width)
 
     def forward(self, memory_TH: Tensor, packing: Packing) -> Tensor:
+        """(T, H) packed -> (N, D) packed."""
         width = len(self.query)
         position = sinusoidal_positions(0, 1, width, self.query.device)[0].to(self.query.dtype)
         x_ND = (self.query * self.scale + position).expand(len(packing.order_N), -1)

@@ -66,7 +66,7 @@ def load(
 
 
 def file(lang: str, accept_licence: bool | None = None, progress: bool = True) -> Path:
-    """Where the published encoder of a language lies, fetched where it is not in the cache yet."""
+    """Where the published encoder of a language lies, fetched where it is not in the cache yet. Errors as in `load`."""
     name = PUBLISHED[resolve(lang, tuple(PUBLISHED))]
     base = (os.environ.get("SONARKIT_MIRROR") or published.BASE).rstrip("/")
     folder = published.cache_folder() / "SONAR"

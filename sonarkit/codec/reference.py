@@ -68,7 +68,7 @@ class ReferenceSonar:
     def encode(
         self, texts: Sequence[str], lang: str | Sequence[str] = "eng_Latn", *, batch_size: int = 32, progress: bool = False
     ) -> Tensor:
-        """Sentences -> (n, D) vectors."""
+        """Sentences -> (n, D) float32 vectors on the CPU."""
         vectors = torch.empty(len(texts), self.config.width)
         for code, rows in _by_language(per_text(lang, len(texts), self.languages)):
             found = self._to_vector.predict(
@@ -147,7 +147,7 @@ class ReferenceSonar:
 
 
 def meta_configs(config: CodecConfig) -> tuple[Any, Any]:
-    """The configuration of a codec in Meta's two classes."""
+    """The configuration of a codec in Meta's two classes, of the encoder and of the decoder."""
     from fairseq2.data.tokenizers import VocabularyInfo
     from sonar.models.sonar_text.config import SonarTextDecoderConfig, SonarTextEncoderConfig
 

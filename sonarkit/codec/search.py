@@ -48,7 +48,7 @@ class SearchConfig:
     the logits, then `top_k` (0 = all) and `top_p` (nucleus) keep the likeliest tokens. A sentence has `min_tokens` to
     `max_tokens` pieces. With `no_repeat_ngram` n > 0 no n tokens in a row come twice.
 
-    A hypothesis' score is the sum of its log-probabilities over (number of tokens) ** `length_penalty`: 1 is the mean,
+    A hypothesis' score is the sum of its log-probabilities over `(number of tokens) ** length_penalty`: 1 is the mean,
     0 the sum; more favours long sentences. `score_language` counts the language token as one of them, though it is given:
     fairseq2 does, which tells in the order of sentences of unequal length. None leaves that to the codec: yes for one that
     learned to predict this token, as Meta's did.
@@ -95,7 +95,7 @@ def beam_search(
 
     As in fairseq2: of the 2 * `beam_size` best candidates of a sentence those that end it count if they are among the
     first `beam_size`, the first `beam_size` of the others live on; when `beam_size` hypotheses have ended the sentence
-    leaves the batch; what lives at `max_tokens` is ended there.
+    leaves the batch; what lives at `max_tokens` is ended there. Raises ValueError when the decoder gives NaN.
     """
     beams, device = config.beam_size, z_BD.device
     rules = _Rules(config, eos_id, torch.tensor(list(forbidden), dtype=torch.long, device=device))

@@ -138,12 +138,14 @@ def mask_of(lengths: Sequence[int], device: torch.device) -> Tensor:
 
 
 def stacked(x_BLF: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Two frames side by side; an odd last one is left out, as in Meta's."""
+    """(B, L, F) -> (B, L // 2, 2 F), two frames side by side; an odd last one is left out, as in Meta's."""
     half = x_BLF.shape[1] // 2
     return x_BLF[:, : 2 * half].unflatten(1, (half, 2)).flatten(2), [length // 2 for length in lengths]
 
 
 class ConformerFeedForward(nn.Module):
+    """Half of a feed-forward network's output, as before and after attention and convolution (arXiv 2005.08100)."""
+
     def __init__(self, config: BodyConfig) -> None:
         super().__init__()
         self.norm = LayerNorm(config.width)
@@ -151,6 +153,7 @@ class ConformerFeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., H) -> (..., H)."""
         return self.dropout(self.output(self.dropout(F.silu(self.inner(self.norm(x)))))) * 0.5
 
 
@@ -168,6 +171,7 @@ class RelativeAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BLH: Tensor, mask_BL: Tensor, distances_RH: Tensor) -> Tensor:
+        """(B, L, H) -> (B, L, H); distances (2 L - 1, H) are `relative_positions`, the mask that of `mask_of`."""
         length = x_BLH.shape[1]
         query, key, value = self.qkv(self.norm(x_BLH)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         distances = self.distance(distances_RH).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)  # (heads, d, 2L - 1)
@@ -193,12 +197,15 @@ class ConvolutionModule(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BLH: Tensor, mask_BL: Tensor) -> Tensor:
+        """(B, L, H) -> (B, L, H); what is padded is 0 to the convolution."""
         x_BLH = F.glu(self.gated(self.norm(x_BLH)), -1).masked_fill(~mask_BL[..., None], 0)
         x_BLH = self.depthwise(x_BLH.transpose(1, 2)).transpose(1, 2)
         return self.dropout(self.output(F.silu(self.depthwise_norm(x_BLH))))
 
 
 class ConformerLayer(nn.Module):
+    """Feed-forward, attention, convolution, feed-forward, layer norm (arXiv 2005.08100)."""
+
     def __init__(self, config: BodyConfig) -> None:
         super().__init__()
         self.before, self.attention = ConformerFeedForward(config), RelativeAttention(config)
@@ -206,6 +213,7 @@ class ConformerLayer(nn.Module):
         self.norm = LayerNorm(config.width)
 
     def forward(self, x_BLH: Tensor, mask_BL: Tensor, distances_RH: Tensor) -> Tensor:
+        """(B, L, H) -> (B, L, H), as `RelativeAttention`."""
         x_BLH = x_BLH + self.before(x_BLH)
         x_BLH = x_BLH + self.attention(x_BLH, mask_BL, distances_RH)
         x_BLH = x_BLH + self.convolution(x_BLH, mask_BL)
@@ -213,7 +221,7 @@ class ConformerLayer(nn.Module):
 
 
 class StridedConvolutions(nn.Module):
-    """(B, L, 80) -> (B, L / 4, 320): two convolutions that each halve the frames."""
+    """(B, L, 80) -> (B, L / 4, 320), rounded up: two convolutions that each halve the frames."""
 
     features = 4 * MELS
 
@@ -223,6 +231,7 @@ class StridedConvolutions(nn.Module):
         self.second = nn.Conv1d(self.features, self.features, 3, stride=2, padding=1)
 
     def forward(self, x_BLF: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """The frames, and how many of them are each utterance's."""
         for convolution in (self.first, self.second):
             lengths = [(length + 1) // 2 for length in lengths]
             x_BLF = F.gelu(convolution(x_BLF.transpose(1, 2))).transpose(1, 2)
@@ -243,6 +252,7 @@ class Conformer(nn.Module):
         self.norm = LayerNorm(config.width)
 
     def forward(self, features_BLF: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """`lengths` are the utterances' own frames of L, and of L' what is returned."""
         x_BLF, lengths = self.subsampling(features_BLF, lengths) if self.subsampling else stacked(features_BLF, lengths)
         x_BLH = self.dropout(self.projection(self.features_norm(x_BLF)))
         mask_BL = mask_of(lengths, x_BLH.device)
@@ -261,7 +271,7 @@ def relative_positions(length: int, width: int, device: torch.device) -> Tensor:
 
 
 class W2vBert(nn.Module):
-    """Hugging Face's w2v-BERT 2.0 as a body; its own masking and layer dropping are off."""
+    """Hugging Face's w2v-BERT 2.0 as a body; its own masking and layer dropping are off. ValueError without transformers."""
 
     def __init__(self, config: BodyConfig) -> None:
         super().__init__()
@@ -270,9 +280,11 @@ class W2vBert(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
+        """Its conformer layers."""
         return self.model.encoder.layers
 
     def forward(self, features_BLF: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """As `Conformer.forward`: (B, L, 80) -> (B, L // 2, H)."""
         x_BLF, lengths = stacked(features_BLF, lengths)
         mask_BL = mask_of(lengths, x_BLF.device).long()
         return self.model(x_BLF, attention_mask=mask_BL).last_hidden_state, list(lengths)
@@ -341,10 +353,12 @@ class SpeechEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights lie."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of its weights."""
         return next(self.parameters()).dtype
 
     # ------------------------------------------------------------------ loading and saving
@@ -437,7 +451,8 @@ def encode_speech(
 
     Sorted by length into batches of at most `batch_seconds`, by default 20 s on a CPU and 400 s elsewhere; a file is read
     when its turn comes. What holds no speech has a vector, too, and a SilenceWarning counts it. Raises FileNotFoundError, and
-    ValueError for what `codec.audio.load` refuses or is longer than `config.max_seconds` (see `encode_recording`).
+    ValueError for what `codec.audio.load` refuses or is longer than `config.max_seconds` (see `encode_recording`), and for an
+    encoder in training mode.
     """
     if isinstance(audio, str | Path | np.ndarray | Tensor):
         raise ValueError("expected a list of paths or arrays; for one utterance pass [audio]")

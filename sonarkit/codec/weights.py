@@ -2,7 +2,7 @@
 
 1. `open_side` maps the file of one side, encoder or decoder, and names its tensors as fairseq2 does
    (`encoder.layers.0.self_attn.q_proj.weight`), whichever of these it is:
-   - fairseq2's, Meta's newer files and what `write_meta` writes, under a top `model` key or not;
+   - fairseq2's, Meta's newer files and what `Sonar.save_meta` writes, under a top `model` key or not;
    - fairseq's, Meta's older files, under `state_dict`, with a pickled `embed_tokens` module beside it;
    - Hugging Face's M2M100 (the SONAR ports, NLLB and M2M-100 themselves), whole models or one half.
 2. `read_shape` reads the configuration off the tensors.
@@ -62,7 +62,10 @@ def open_side(path: Path, side: Side) -> SideFile:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The weight files at `path`: itself, or what a Hugging Face folder lists."""
+    """The weight files at `path`: itself, or what a Hugging Face folder lists.
+
+    FileNotFoundError where one is missing, ValueError for an index that is none.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -93,7 +96,10 @@ class _Embedding:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """All tensors of a file, memory-mapped, under flat names; wrapping keys (`model`, `state_dict`) are taken off."""
+    """All tensors of a file, memory-mapped, under flat names; wrapping keys (`model`, `state_dict`) are taken off.
+
+    ValueError for a file that is empty, cut short, compressed or damaged, or holds more than tensors.
+    """
     if not file.stat().st_size:
         raise ValueError(f"{file} is empty; download it again")
     if file.suffix == ".safetensors":
@@ -387,7 +393,7 @@ def unused(config: CodecConfig, side: Side) -> dict[str, tuple[int, ...]]:
 
 
 def check_names(side: SideFile, config: CodecConfig, name: Side) -> None:
-    """ValueError that names every tensor that is missing, unexpected or of another shape than the first layer's."""
+    """ValueError that names every tensor that is missing or unexpected, and for an output projection that is not tied."""
     wanted = {theirs for group in parts(config, name).values() for theirs in group}
     allowed = wanted | set(unused(config, name))
     told = [f"missing {key}" for key in sorted(wanted - set(side.tensors))]
@@ -403,7 +409,10 @@ def check_names(side: SideFile, config: CodecConfig, name: Side) -> None:
 
 
 def hints_of_huggingface(folder: Path) -> ShapeHints:
-    """What the `config.json` of an M2M100 folder tells beyond its tensors. ValueError when it is no M2M100's."""
+    """What the `config.json` of an M2M100 folder tells beyond its tensors.
+
+    FileNotFoundError when it is missing, ValueError when it is no M2M100's.
+    """
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; a Hugging Face folder holds it beside its weights")
@@ -482,7 +491,7 @@ def _copy(side: SideFile, key: str, part: Tensor, ours: str) -> None:
 
 
 def meta_tensors(module: nn.Module, config: CodecConfig, side: Side) -> dict[str, Tensor]:
-    """One side of a codec as sonar-space 0.5.0 names it. What its output does not depend on is 0 (layer norms 1)."""
+    """One side's tensors as sonar-space 0.5.0 names them. What no output depends on is 0 (layer norms' weights 1)."""
     state, found = module.state_dict(), dict[str, Tensor]()
     for ours, theirs in parts(config, side).items():
         for key, part in zip(theirs, state[ours].chunk(len(theirs)), strict=True):

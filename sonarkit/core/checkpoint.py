@@ -68,8 +68,10 @@ def _sync(path: Path) -> None:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, atomically, with a CRC-32 of the whole file in its metadata. The same ones give the same
-    bytes."""
+    """Write tensors as safetensors, atomically, with a CRC-32 of the whole file in its metadata.
+
+    The same tensors give the same bytes. OSError as in `write_atomically`.
+    """
 
     def write(temporary: Path) -> None:
         safetensors.torch.save_file(tensors, temporary, {**metadata, "crc32": _BLANK.decode()})
@@ -90,9 +92,11 @@ _BLANK = b"0" * 8  # a file's CRC-32 is that of the file with this in its place
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Map a safetensors file; FileNotFoundError when it is absent, ValueError when it is cut short or no safetensors file, or
-    its CRC-32 is off: those that sonarkit wrote have one. (It is read once for that, at 2 GB/s or more; a SHA-256 takes a
-    core 13 times as long.)"""
+    """Map a safetensors file.
+
+    Raises FileNotFoundError when it is absent, ValueError when it is cut short or no safetensors file, or its CRC-32 is off:
+    those that sonarkit wrote have one. (It is read once for that, at 2 GB/s or more; a SHA-256 takes a core 13 times as long.)
+    """
     if not path.is_file():
         raise FileNotFoundError(f"the weights file {path} is missing; copy or save the model again")
     try:
@@ -215,7 +219,10 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until the last checkpoint is whole, on every rank. OSError says what was kept when it could not be written."""
+        """Until the last checkpoint is whole; on other ranks than 0, until all of its shards are written.
+
+        OSError says what was kept when it could not be written.
+        """
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

@@ -90,7 +90,7 @@ def save(config: Any, path: str | Path) -> None:
 
 
 def load(cls: type[T], path: str | Path) -> T:
-    """Read a dataclass from JSON; ValueError names the file and what is wrong with it."""
+    """Read a dataclass from JSON. OSError when it cannot be read, ValueError naming the file and what is wrong with it."""
     try:
         return from_dict(cls, parse_json(Path(path).read_text(encoding="utf-8")))
     except ValueError as error:  # json's errors are ValueErrors too

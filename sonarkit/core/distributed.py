@@ -111,7 +111,7 @@ class Watch:
     collectives it has entered, and what it calls `at` with (all ranks in the same order). A thread puts that into the ranks'
     common store, where ranks 0 and 1 read it. The rank that is least far hangs when it has not moved for `seconds`; one that
     gives no sign of life is told from one that does. Beats are counted, not clocks compared: neither a clock that jumps nor a
-    machine that sleeps makes a rank hang.
+    machine that sleeps makes a rank hang. A process that is alone is not watched.
     """
 
     def __init__(self, world: World, seconds: float) -> None:

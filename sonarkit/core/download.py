@@ -95,8 +95,9 @@ def download_all(
     it, the others wait. Where all files are there, no request is made.
 
     Raises OSError before it begins where the disk has no room, and where the server or the network fails for good
-    (what came is kept); FileNotFoundError offline (SONARKIT_OFFLINE=1 or HF_HUB_OFFLINE=1); ValueError when what
-    came is not what was published (it is deleted).
+    (what came is kept); FileNotFoundError offline (SONARKIT_OFFLINE=1 or HF_HUB_OFFLINE=1); ValueError for an address
+    that is not http or https, when a file that is there is not the one of this SHA-256, and when what came is not what
+    was published (it is deleted).
     """
     missing = [file for file in files if not _is_here(file)]
     if missing:

@@ -47,6 +47,7 @@ class Folder:
         return str(self.path)
 
     def make(self) -> None:
+        """Make it, with the folders above it, unless it is there."""
         self.path.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> set[str]:
@@ -54,12 +55,15 @@ class Folder:
         return {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
 
     def exists(self, name: str) -> bool:
+        """Whether it holds a file of this name."""
         return (self.path / name).is_file()
 
     def read(self, name: str) -> bytes:
+        """All of a file. FileNotFoundError where it is not there."""
         return (self.path / name).read_bytes()
 
     def read_all(self, names: Sequence[str]) -> list[bytes]:
+        """`read` of each file, many at once where that is faster."""
         return [self.read(name) for name in names]
 
     def write(self, name: str, data: bytes) -> None:
@@ -67,12 +71,13 @@ class Folder:
         write_atomically(self.path / name, lambda temporary: temporary.write_bytes(data))
 
     def remove(self, names: Iterable[str]) -> None:
+        """Delete files that are there."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 
 
 class RemoteFolder(Folder):
-    """A folder behind a URL."""
+    """A folder behind a URL. An object store has no folders: there is nothing to `make`."""
 
     def __init__(self, url: str) -> None:
         self._files, self._root = _behind(url)
@@ -120,7 +125,10 @@ class RemoteFolder(Folder):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file behind a URL, to be read from its beginning to its end; as much of a `Path` as reading takes."""
+    """A file behind a URL, to be read from its beginning to its end; as much of a `Path` as reading takes.
+
+    `path` is its place in `files`, fsspec's file system.
+    """
 
     url: str
     path: str
@@ -131,13 +139,16 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
+        """The last part of its path."""
         return self.path.rsplit("/", 1)[-1]
 
     @property
     def suffix(self) -> str:
+        """The last ending of its name, with the full stop."""
         return PurePosixPath(self.name).suffix
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        """The file, opened."""
         file: IO[bytes] = self.files.open(self.path, mode)
         return file
 

@@ -1,7 +1,7 @@
 """Sequences of unequal length laid end to end without padding.
 
 Sequences are sorted by length, so those of one length form a dense block. Linear layers run on all
-tokens at once, (T, H); attention and pooling run block by block, (n, L, H). Nothing is ever masked.
+tokens at once, (T, H); attention and pooling run block by block, (n, L, H). There is no padding to mask.
 
 Letters: N sequences, T tokens of all of them together, L the length within a block, H width.
 """

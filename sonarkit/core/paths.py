@@ -16,15 +16,15 @@ def _beside_or_inside(name: str) -> Path:
 
 
 def data_folder() -> Path:
-    """StoryWorld's grammar and test sets, and the handwritten stories."""
+    """StoryWorld's grammar and fixed sets, the handwritten stories, and some speech. FileNotFoundError where it is lacking."""
     return _beside_or_inside("data")
 
 
 def notebooks_folder() -> Path:
-    """The ordered notebooks."""
+    """The ordered notebooks. FileNotFoundError where the folder is lacking."""
     return _beside_or_inside("notebooks")
 
 
 def asset(name: str) -> Path:
-    """A file or folder under `sonarkit/assets/`, such as `mini/sonar`."""
+    """The path of a file or folder under `sonarkit/assets/`, such as `mini/sonar`, whether it is there or not."""
     return PACKAGE / "assets" / name

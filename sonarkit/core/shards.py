@@ -39,9 +39,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 class Reader(FileSystemReader):
-    """Of a checkpoint's folder. ValueError for an index that is damaged, foreign or points out of it."""
+    """Reads the folder of a checkpoint. ValueError for an index that is damaged, foreign or points out of it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index, held against the classes that it may be made of."""
         path = Path(self.path, ".metadata")
         data = path.read_bytes()
         try:
@@ -55,9 +56,10 @@ class Reader(FileSystemReader):
 
 
 class Planner(DefaultLoadPlanner):
-    """What is no tensor is a number, a text or a list of them."""
+    """Loads numbers, texts and lists of them for what is no tensor. ValueError for what would run code."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """What is no tensor, put where `read_item` says."""
         plain, name = io.BytesIO(), read_item.dest_index.fqn
         try:
             torch.save(torch.load(value, map_location="cpu", weights_only=True), plain)

@@ -54,7 +54,7 @@ class BackboneConfig:
 def rope_frequencies(config: BackboneConfig, device: torch.device) -> Tensor:
     """(head_dim / 2,) radians per position, slow ones stretched as in Llama 3.1.
 
-    Wavelengths above original / low are divided by `factor`, those below original / high are kept, and
+    Wavelengths above original / low are multiplied by `rope_factor`, those below original / high are kept, and
     between the two the frequency is interpolated.
     """
     with torch.device("cpu"):
@@ -73,6 +73,8 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Causal self-attention with rotary positions."""
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.heads = config.heads
@@ -91,6 +93,7 @@ class Attention(nn.Module):
         return torch.cat([part.flatten(-2) for part in self._heads(x_TH, angles)], -1)
 
     def forward(self, x_TH: Tensor, angles: Tensor, packing: Packing) -> Tensor:
+        """(T, H) packed -> (T, H); angles (T, d / 2)."""
         return self.o_proj(packing.attention(self.qkv(x_TH, angles), self.heads, causal=True))
 
     def weights(self, x_SH: Tensor, angles: Tensor) -> Tensor:
@@ -101,7 +104,7 @@ class Attention(nn.Module):
         return scores.masked_fill(later, -torch.inf).softmax(-1)
 
     def extend(self, x_BSH: Tensor, angles: Tensor, cache: Tensor, places_BS: Tensor) -> Tensor:
-        """S new positions per row; `cache` (2, B, S_max, heads, d) already holds those before `places_BS`."""
+        """S new positions per row, (B, S, H) -> (B, S, H); `cache` (2, B, S_max, heads, d) has those before `places_BS`."""
         query, key, value = self._heads(x_BSH, angles)
         rows = torch.arange(len(x_BSH), device=x_BSH.device)[:, None]
         cache[0, rows, places_BS], cache[1, rows, places_BS] = key, value
@@ -112,6 +115,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden, config.ffn, bias=False)
@@ -119,10 +124,13 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.ffn, config.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., H) -> (..., H)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
+    """Attention and MLP, each after its RMSNorm."""
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
@@ -132,25 +140,31 @@ class Block(nn.Module):
         self.compiled = False  # what comes before and after the attention runs through torch.compile
 
     def before(self, x_TH: Tensor, angles: Tensor) -> Tensor:
+        """(T, H) -> (T, 3 heads d), what attention reads."""
         return self.self_attn.qkv(self.input_layernorm(x_TH), angles)
 
     def after(self, x_TH: Tensor, attended_TH: Tensor) -> Tensor:
+        """(T, H) and what was attended to, (T, heads d) -> (T, H)."""
         x_TH = x_TH + self.self_attn.o_proj(attended_TH)
         return x_TH + self.mlp(self.post_attention_layernorm(x_TH))
 
     def forward(self, x_TH: Tensor, angles: Tensor, packing: Packing) -> Tensor:
+        """(T, H) packed -> (T, H); angles (T, d / 2)."""
         before, after = compiled_parts() if self.compiled else (Block.before, Block.after)
         return after(self, x_TH, packing.attention(before(self, x_TH, angles), self.self_attn.heads, causal=True))
 
     def extend(self, x_BSH: Tensor, angles: Tensor, cache: Tensor, places_BS: Tensor) -> Tensor:
+        """(B, S, H) -> (B, S, H); see `Attention.extend`."""
         x_BSH = x_BSH + self.self_attn.extend(self.input_layernorm(x_BSH), angles, cache, places_BS)
         return x_BSH + self.mlp(self.post_attention_layernorm(x_BSH))
 
 
 @lru_cache
 def compiled_parts() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """A block's token-wise halves, compiled once for all blocks and any number of tokens. The attention between them goes
-    over the lengths of a batch, each of which would be compiled anew."""
+    """A block's token-wise halves, compiled once for all blocks and any number of tokens.
+
+    The attention between them goes over the lengths of a batch, each of which would be compiled anew.
+    """
     return torch.compile(Block.before, dynamic=True), torch.compile(Block.after, dynamic=True)
 
 
@@ -174,10 +188,13 @@ class Context:
     lengths_B: Tensor
 
     def select(self, rows: Tensor) -> Context:
+        """Keep (or repeat, or reorder) rows: row i is what row `rows[i]` was."""
         return Context(self.cache.index_select(2, rows), self.lengths_B.index_select(0, rows))
 
 
 class Backbone(nn.Module):
+    """The blocks and a final norm; what comes in and goes out is of width H."""
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
@@ -210,6 +227,7 @@ class Backbone(nn.Module):
         return torch.stack(weights)
 
     def empty_context(self, rows: int, positions: int) -> Context:
+        """For `rows` rows that have read nothing, with room for `positions` positions each."""
         weight = self.norm.weight  # a part of it, where it is sharded
         shape = (len(self.layers), 2, rows, positions, self.config.heads, self.config.head_dim)
         cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
@@ -218,7 +236,7 @@ class Backbone(nn.Module):
     def extend(self, x_BSH: Tensor, context: Context, new_B: Tensor) -> Tensor:
         """Read `new_B[i]` <= S more positions in each row (the rest of x is padding); advances `context`.
 
-        Returns (B, S, H). What padding writes to the cache lies beyond the row's length and is overwritten later.
+        (B, S, H) -> (B, S, H). What padding writes to the cache lies beyond the row's length and is overwritten later.
         """
         places_BS = context.lengths_B[:, None] + torch.arange(x_BSH.shape[1], device=x_BSH.device)
         angles = self._angles(places_BS)

@@ -43,7 +43,7 @@ class ConceptModule(nn.Module):
 
     A family names itself (`family`), the unit of its loss, its configuration, whose fields `embedding`, `codec` and
     `codec_fingerprint` say which codec it was trained on, and the weights that are shipped; it gives `start` and `advance` (see
-    `rollout.ConceptModel`).
+    `rollout.ConceptModel`). Raises ValueError for a codec whose vectors are of another width.
     """
 
     family: ClassVar[str]
@@ -69,10 +69,12 @@ class ConceptModule(nn.Module):
 
     @property
     def sonar(self) -> Sonar:
+        """The codec whose vectors it reads and predicts."""
         return self._codec[0]
 
     @property
     def device(self) -> torch.device:
+        """Where its weights lie."""
         return next(self.parameters()).device
 
     def _held(self) -> nn.Module:
@@ -112,9 +114,9 @@ class ConceptModule(nn.Module):
     ) -> Self:
         """What is shipped under this name, or a folder written by `save_pretrained`.
 
-        The codec it was trained with is loaded too, unless passed. A codec with another fingerprint is refused, or with
-        `same_codec` False becomes the model's own from now on: for one that learns on in another space, or in a space that
-        has hardly moved.
+        The codec it was trained with is loaded too, unless passed. A codec with another fingerprint is refused
+        (ValueError), or with `same_codec` False becomes the model's own from now on: for one that learns on in another space,
+        or in a space that has hardly moved. Raises FileNotFoundError for what is not there, ValueError for what is damaged.
         """
         folder = weights_folder(name, cls.shipped, cls.family)
         config: Any = configs.load(cls.Config, folder / "config.json")

@@ -114,6 +114,7 @@ def trailing_timesteps(timesteps: int, steps: int) -> list[int]:
     """`steps` timesteps from the last one, `timesteps` - 1, downwards, evenly spaced (arXiv 2305.08891, table 2).
 
     The published code cuts the spacing to a whole number: asked for 40 steps of 100, it takes 50, every second timestep.
+    Raises ValueError for more steps than timesteps.
     """
     if steps > timesteps:
         raise ValueError(f"{steps} sampling steps, but the model knows {timesteps} timesteps; ask for at most as many")
@@ -148,8 +149,10 @@ def ddim_step(
 
 
 class DenoiserBlock(nn.Module):
-    """Own position, contexts, feed-forward network; each `x + gate f((1 + scale) norm(x) + shift)`, the three regressed from the
-    timestep and 0 at first (AdaLN-zero, arXiv 2212.09748)."""
+    """Own position, contexts, feed-forward network, each as `x + gate f((1 + scale) norm(x) + shift)`.
+
+    The three are regressed from the timestep and 0 at first (AdaLN-zero, arXiv 2212.09748).
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -215,6 +218,7 @@ class DenoiserBlock(nn.Module):
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`(1 + scale) x + shift`."""
     return x * (1 + scale) + shift
 
 
@@ -343,6 +347,7 @@ class DiffusionContext:
     sampling: SamplingConfig
 
     def select(self, rows: Tensor) -> DiffusionContext:
+        """Keep (or repeat, or reorder) rows, as `Context.select`."""
         seeds = [self.seeds[row] for row in rows.tolist()]
         return DiffusionContext(self.read.select(rows), self.cache.index_select(2, rows), seeds, self.sampling)
 
@@ -523,7 +528,7 @@ class DiffusionLCM(ConceptModule):
     ) -> Any:
         """Continue one story or many; see `rollout.generate`. `seed` is one for all stories or one for each.
 
-        The end is a cosine of 0.9 unless told (arXiv 2412.08821).
+        It stops by `mse_lcm.STOPS` unless told (arXiv 2412.08821).
         """
         first = seed if isinstance(seed, int) else next(iter(seed), 0)
         teller = _Teller(self, sampling, seed)

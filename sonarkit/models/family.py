@@ -34,7 +34,7 @@ def load_model(name: str | Path, *, device: str | torch.device = "cpu") -> Model
 
 
 def family_of(folder: Path) -> str:
-    """The key of `MODELS` that the weights in a folder are of."""
+    """The key of `MODELS` that the weights in a folder are of. Errors as in `load_model`."""
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(

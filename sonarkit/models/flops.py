@@ -4,8 +4,8 @@ Matrix products only, 2 for each multiply-add: norms, softmax, activations, rota
 out (under 1 % at the published sizes). Attention counts whole squares, as its products are laid out; a fused kernel skips
 most of what the causal mask hides, and recomputes scores in its backward pass, neither of which is counted.
 
-The backward pass of a product of weights has two more, one for the input's gradient, one for the weights'; a frozen
-layer has the first only, what reads no gradient-carrying input neither. tests/unit/test_flops.py holds all counts against
+The backward pass of a product of weights has two more, one for the input's gradient, one for the weights'. A frozen layer
+lacks the latter, and what reads data, which carry no gradient, the former. tests/unit/test_flops.py holds all counts against
 torch's FlopCounterMode, to the last product.
 
 Lengths count a sentence's target, `</s> __lang__ pieces </s>`: three more than its pieces.

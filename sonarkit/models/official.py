@@ -35,7 +35,7 @@ _UNUSED = re.compile(r"sonar_decoder\..*|llama_model\.lm_head\.weight|llama_mode
 
 @dataclass(frozen=True)
 class Official:
-    """A checkpoint that was opened: its tensors, mapped, by their own names."""
+    """A checkpoint that was opened: its tensors, mapped, by their own names; `embedding` is D."""
 
     path: Path
     backbone: BackboneConfig
@@ -59,7 +59,10 @@ class Official:
 
 
 def read(checkpoint: str | Path, config: str | Path | None = None) -> Official:
-    """Open a checkpoint: a file with `config`, its JSON; a folder with `config.json`; or the name of a repository."""
+    """Open a checkpoint: a file with `config`, its JSON; a folder with `config.json`; or the name of a repository.
+
+    Raises FileNotFoundError, and ValueError for a file without its `config`, for what is no SONAR-LLM, and as `read_config`.
+    """
     path = Path(checkpoint)
     if isinstance(checkpoint, str) and not path.exists() and path.suffix not in (".pt", ".bin", ".safetensors", ".json"):
         path = hub_folder(checkpoint)

@@ -36,7 +36,10 @@ class PromptWarning(UserWarning):
 
 
 class ConceptModel(Protocol):
-    """What a rollout needs of a model: sentence vectors in, the next sentence's vector out."""
+    """What a rollout needs of a model: sentence vectors in, the next sentence's vector out.
+
+    `start` gives an empty context, which has a `select(rows)`; `advance` reads into it. See `ConceptModule`.
+    """
 
     @property
     def sonar(self) -> Sonar: ...
@@ -50,11 +53,11 @@ class RolloutConfig:
 
     It ends when the cosine of the predicted vector (`stop_on="predicted"`, the paper's rule) or of the
     re-encoded sentence (`"reencoded"`, the published script's) to the vector of "End of sequence." exceeds
-    `end_threshold`; when the prediction says just that, whatever language the story is told in (see `_judge`); when a
-    sentence repeats an earlier one of the story to the letter, or the judged vector's cosine to the vector before it exceeds
-    `loop_threshold` (0.9 in arXiv 2412.08821; "loop"; the repetition is left out); or when it has
-    `max_sentences` sentences, the prompt's included. `noise` is the standard deviation of Gaussian noise on each
-    predicted vector, relative to that vector's root mean square.
+    `end_threshold`; when the prediction says just that, whatever language the story is told in (it is then decoded in
+    English, too); when a sentence repeats an earlier one of the story to the letter, or the judged vector's cosine to the
+    vector before it exceeds `loop_threshold` (0.9 in arXiv 2412.08821), unless `stop_on_loop` is off ("loop"; the repetition
+    is left out); or when it has `max_sentences` sentences, the prompt's included. `noise` is the standard deviation of
+    Gaussian noise on each predicted vector, relative to that vector's root mean square.
     """
 
     max_sentences: int = 32
@@ -120,10 +123,12 @@ class Story:
 
     @property
     def text(self) -> str:
+        """The sentences as one paragraph."""
         return " ".join(self.sentences)
 
     @property
     def continuation(self) -> list[str]:
+        """The sentences that the model told."""
         return self.sentences[self.prompt_sentences :]
 
 
@@ -150,7 +155,8 @@ def tell(
     """Continue each prompt (a list of sentences); yields every step as it is made, story by story in each round.
 
     `lang` is one code, or for each prompt a code or one code per sentence. All stories are told in `output_lang`
-    (default: each in the language of its last sentence).
+    (default: each in the language of its last sentence). Of a longer prompt the last `max_sentences` - 1 sentences are read, with
+    a PromptWarning. Raises UnknownLanguageError, and ValueError for an empty prompt and for another number of codes.
     """
     sonar = model.sonar
     heads, languages = _read(sonar, prompts, lang, config.max_sentences - 1)
@@ -217,7 +223,8 @@ def candidates(
 
     The others come from two noisy copies of the prediction for each one wanted, with noise growing in equal steps up to
     `spread` (relative, as `RolloutConfig.noise`), the nearest first; then from what else the beam found. Fewer are returned
-    when no more are different. `lang` is one code or one per sentence; see `tell` for `output_lang`.
+    when no more are different. `lang` is one code or one per sentence; see `tell` for `output_lang`. Raises ValueError for a
+    `count` below 1 and a negative `spread`, and as `tell`.
     """
     if count < 1 or spread < 0:
         raise ValueError(f"count must be at least 1 and spread not negative, got {count} and {spread}")

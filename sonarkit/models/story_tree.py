@@ -156,7 +156,10 @@ class StoryTree:
         )
 
     def edit(self, sentence: str) -> Node:
-        """Say something else in place of the current sentence: a branch beside it, which stays. -> the new node."""
+        """Say something else in place of the current sentence: a branch beside it, which stays. -> the new node.
+
+        ValueError where there is no current sentence, and as in `add`.
+        """
         old = self._here("there is no sentence to edit yet; tell one first")
         if sentence.strip() == old.sentence:
             return old

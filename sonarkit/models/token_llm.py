@@ -43,7 +43,12 @@ if TYPE_CHECKING:
 
 
 class Tokens(Protocol):
-    """What the model needs of a tokenizer. Pieces of sentences, laid end to end, must spell them with a space between."""
+    """What the model needs of a tokenizer. Pieces of sentences, laid end to end, must spell them with a space between.
+
+    `size` counts the ids; `end_id` begins and ends a text; `forbidden` ids, control tokens, are never told; `languages` are
+    those that `lang` may name. `pieces` are the ids of each sentence, `decode` gives text for ids, without special tokens, and
+    `save` writes to a model's folder what `load_tokens` reads.
+    """
 
     kind: str
     size: int
@@ -144,6 +149,7 @@ class HuggingFaceTokens:
 
     @cached_property
     def fingerprint(self) -> str:
+        """12 hex digits of its vocabulary."""
         text = "\n".join(f"{token} {i}" for token, i in sorted(self.tokenizer.get_vocab().items()))
         return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
 
@@ -167,7 +173,7 @@ def check_spaces(tokens: Tokens) -> None:
 
 
 def load_tokens(kind: str, folder: Path) -> Tokens:
-    """The tokenizer that `Tokens.save` wrote to a model's folder."""
+    """The tokenizer that `Tokens.save` wrote to a model's folder. FileNotFoundError or ValueError where it is not whole."""
     if kind == "codec":
         return CodecTokens(Tokenizer.load(folder))
     if kind == "sentencepiece" and not (folder / "tokenizer.spm").is_file():
@@ -212,7 +218,10 @@ class TokenDocument:
 
 
 class TokenLLM(nn.Module):
-    """Token embedding, backbone, output projection."""
+    """Token embedding, backbone, output projection.
+
+    Raises ValueError for another tokenizer than the configuration names, and for one of more tokens than `vocab_size`.
+    """
 
     shipped: ClassVar[Mapping[str, str]] = {"mini": "mini/token-llm"}  # name -> folder in `assets/`
 
@@ -241,10 +250,12 @@ class TokenLLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights lie."""
         return self.embed.weight.device
 
     @property
     def output_VH(self) -> Tensor:
+        """(V, H) the output projection: where it is tied, the token embedding."""
         return self.embed.weight if self.config.tied else self.head.weight
 
     def use(self, *, activation_checkpointing: bool = False, compile: bool = False) -> TokenLLM:

@@ -29,7 +29,8 @@ Halt = Callable[[int, Sequence[int]], StoppedBy | None]  # (prompt, tokens told 
 @dataclass(frozen=True)
 class Told:
     """A continuation: its tokens without the end token, their log-probabilities in nats (the end token's too, if it came), the
-    score that orders it, and why it stopped: "end", "max_tokens", or what `halt` said."""
+    score that orders it, and why it stopped: "end", "max_tokens", or what `halt` said.
+    """
 
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
@@ -60,7 +61,7 @@ def search(
     count if they are among the first `beam_size`, the first `beam_size` of the others live on, and what lives at `max_tokens`
     stops there. Otherwise than there a prompt with `beam_size` continuations is not done while one still told has a
     better score than all of them: where the first choice is nearly certain, the others of a beam stop anywhere long before a
-    text is over. The score is the sum of log-probabilities over (number of tokens) ** `length_penalty`.
+    text is over. The score is the sum of log-probabilities over `(number of tokens) ** length_penalty`.
 
     In sampling each prompt has random numbers of its own, so what is told does not depend on the other prompts of a
     batch, but on the place in it. Raises ValueError for `no_repeat_ngram`.

@@ -30,7 +30,7 @@ class Source:
 
 
 class DocumentBatches:
-    """The micro-batches of one rank, step after step, for ever; at most `micro_tokens` target tokens in each.
+    """The micro-batches of one rank, step after step, for ever; at most `micro_tokens` target tokens in each (but see `shares`).
 
     Raises ValueError when a source is empty, a weight not positive, a document larger than `micro_tokens`, or the ranks
     are more than the documents of a step.
@@ -76,9 +76,11 @@ class DocumentBatches:
         return [[self.sources[step[i][0]].load(step[i][1]) for i in micro] for micro in mine]
 
     def state_dict(self) -> dict[str, int]:
+        """The position: steps taken, and documents drawn from each source."""
         return {"step": self.step, **{f"drawn{which}": count for which, count in enumerate(self.drawn)}}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a position. KeyError where it is one of fewer sources."""
         self.step, self.drawn = state["step"], [state[f"drawn{which}"] for which in range(len(self.sources))]
 
 

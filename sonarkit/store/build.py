@@ -130,6 +130,7 @@ def _sole_writer(place: Folder, world: World) -> AbstractContextManager[None]:
 
 
 def read_manifest(place: Folder) -> dict[str, Any]:
+    """What `manifest.json` says. FileNotFoundError where there is none, ValueError when it is no JSON object."""
     return _read(place, "manifest.json", place.read("manifest.json"))
 
 
@@ -215,6 +216,7 @@ class Plan:
 
     @classmethod
     def read(cls, place: Folder) -> Plan:
+        """The plan that rank 0 wrote. ValueError when it is damaged."""
         try:
             with np.load(io.BytesIO(place.read(PLAN))) as arrays:
                 return cls(arrays["numbers"], arrays["sentences"], arrays["vectors"], arrays["digests"])
@@ -227,6 +229,7 @@ def _hashes(shard: int) -> str:
 
 
 def hash_sentences(sentences: list[str]) -> bytes:
+    """128 bits of each sentence, end to end."""
     return b"".join(hashlib.blake2b(s.encode(), digest_size=HASH_BYTES).digest() for s in sentences)
 
 
@@ -401,10 +404,11 @@ def arrow_bytes(
     counts: list[int],
     sources: list[str],
 ) -> bytes:
-    """One Arrow IPC file, a row per document: the vectors of its new sentences, and of all of them the numbers of their
-    vectors, the token ids and the texts; and where it came from.
+    """One Arrow IPC file, a row per document.
 
-    `new_V` are the places, among N sentences, of those that `vectors_VD` belong to; `counts` the sentences of each document.
+    A row has the vectors of the document's new sentences; of all its sentences the numbers of their vectors, the token ids and
+    the texts; and where it came from. `new_V` are the places, among N sentences, of those that `vectors_VD` belong to;
+    `counts` the sentences of each document.
     """
     starts = np.concatenate([[0], np.cumsum(counts)])
     offsets = pa.array(starts, pa.int32())

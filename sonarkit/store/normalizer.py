@@ -19,7 +19,7 @@ BLOCK_VALUES = 2**26  # sorted at once, in float32
 
 
 class Normalizer(nn.Module):
-    """`(z - centre) / scale`, dimension by dimension; both (D,) are fitted once and are part of a model's weights.
+    """`(z - center_D) / scale_D`, dimension by dimension; both are fitted once and are part of a model's weights.
 
     A new one changes nothing until weights are loaded; `of` and `fit` make one that does.
     """
@@ -38,7 +38,7 @@ class Normalizer(nn.Module):
 
         A dimension in which half of the vectors are equal has a range of 0: it takes the median range of the others, which
         neither divides by 0 nor lets an error there outweigh all others in raw space. Raises ValueError for fewer than two
-        vectors, for values that are not finite, and for vectors that differ in no dimension.
+        vectors, for values that are not finite, and where that range is 0 in every dimension.
         """
         vectors = np.asarray(vectors_ND.cpu() if isinstance(vectors_ND, Tensor) else vectors_ND)
         if vectors.ndim != 2 or len(vectors) < 2:

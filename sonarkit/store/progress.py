@@ -16,9 +16,9 @@ LOOK = 1.0  # seconds at least between two looks at what other ranks have done
 
 
 class Progress:
-    """On rank 0 a bar on a terminal, elsewhere a line every half minute: what was done, how many a second, and the time left.
+    """On a terminal a bar, else a line every half minute: what was done, how many a second, and the time left.
 
-    `total` is what there is to do, if that is known; `done` of it was done before.
+    Rank 0 alone speaks. `total` is what there is to do, if that is known; `done` of it was done before.
     """
 
     def __init__(self, world: World, what: str, unit: str, total: int | None = None, done: int = 0) -> None:
@@ -48,6 +48,7 @@ class Progress:
             self._looked = time.monotonic()
 
     def reached(self, done: int) -> None:
+        """Show that `done` are done in all."""
         self._bar.update(done - self._done)
         self._done, now = done, time.monotonic()
         if self._lines and now - self._told >= EVERY:

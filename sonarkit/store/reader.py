@@ -26,8 +26,10 @@ from sonarkit.store.manifest import check_manifest
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """S sentences: vectors (S, D) float16 (a view of the file, unless some occurred in the store before), token ids without
-    specials, texts, and the source."""
+    """S sentences: vectors (S, D) float16, token ids without specials, texts, and the source.
+
+    The vectors are a view of the file, unless some sentences occurred in the store before.
+    """
 
     vectors_SD: np.ndarray
     tokens: list[list[int]]
@@ -37,7 +39,7 @@ class StoredDocument:
 
 @dataclass(frozen=True)
 class Document:
-    """A document as a concept model learns from it: S sentences, the last one "End of sequence."."""
+    """A document as a concept model learns from it: S sentences, the last one "End of sequence.", and vectors in float32."""
 
     vectors_SD: Tensor
     targets: list[list[int]]  # of each sentence, `</s> __lang__ pieces </s>`
@@ -93,7 +95,7 @@ class _Shard:
 
 
 class Store:
-    """An embedding store opened for reading; `store[i]` is its i-th document.
+    """An embedding store opened for reading; `store[i]` is its i-th document, of `len(store)`; `width` is D.
 
     `folder` is a path, a URL that fsspec reads (`s3://`, `gs://`), or several of them: they are read as one, in this order,
     without copying. Shards of a URL are fetched when they are needed first and kept, by their checksum, in `stores/` of
@@ -261,7 +263,10 @@ class Store:
         )
 
     def document(self, index: int, language_id: int, eos_id: int, max_sentences: int = 32, max_tokens: int = 256) -> Document:
-        """The i-th document ready for training: `max_sentences` sentences of `max_tokens` pieces at most, then the end."""
+        """The i-th document ready for training: `max_sentences` sentences of `max_tokens` pieces at most, then the end.
+
+        IndexError where there is none, ValueError for a damaged shard.
+        """
         shard, begin, end = self._find(index)
         end = min(end, begin + max_sentences)
         columns, last = self._shard(shard), self.manifest["end_of_sequence"]

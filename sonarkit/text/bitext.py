@@ -2,12 +2,12 @@
 
 1. `read_bitext` streams rows `{code: sentence}` out of any of these:
 
-    pairs.jsonl                a row a line, keyed by language, or {"translation": {"en": .., "de": ..}} as Hugging Face has it
-    pairs.parquet              a column `translation` of the same, or a column for each language
-    pairs.tsv                  columns named by a header of languages or by `langs`; nothing is quoted, as at Tatoeba and OPUS
-    pairs.tmx                  Translation Memory eXchange
-    corpus                     Moses: `corpus.en`, `corpus.de`, ... hold a sentence a line; or a pair of paths
-    hf:NAME[:CONFIG][@SPLIT]   a Hugging Face dataset, streamed (pip install "sonarkit[hf]")
+        pairs.jsonl                a row a line, keyed by language, or {"translation": {"en": .., "de": ..}} as Hugging Face's
+        pairs.parquet              a column `translation` of the same, or a column for each language
+        pairs.tsv                  columns named by a header of languages or by `langs`; nothing is quoted, as at Tatoeba and OPUS
+        pairs.tmx                  Translation Memory eXchange
+        corpus                     Moses: `corpus.en`, `corpus.de`, ... hold a sentence a line; or a pair of paths
+        hf:NAME[:CONFIG][@SPLIT]   a Hugging Face dataset, streamed (pip install "sonarkit[hf]")
 
    All but Parquet also as .gz. Languages may be written as people write them (`en`, `de-AT`, `deu_Latn`).
 2. `filtered` leaves out what is hardly a translation, and counts it by reason.
@@ -586,6 +586,8 @@ class Bitext:
 
     `synthetic` are the languages that a machine wrote. Back-translations are sources only (fairseq does not reverse them,
     either): no model is to learn to write what another made up.
+
+    Raises ValueError for another tag, and unless `synthetic` and a tag of back-translation come together.
     """
 
     name: str
@@ -617,7 +619,7 @@ class Bitext:
         return found
 
     def report(self) -> str:
-        """`pairs.tsv: kept 186 rows, dropped 2 (2 length ratio)`."""
+        """`pairs.tsv: kept 186 rows; dropped 2 length ratio, 1 empty side`."""
         reasons = ", ".join(f"{number} {why}" for why, number in Counter(self.dropped).most_common())
         return f"{self.name}: kept {len(self.rows)} rows" + (f"; dropped {reasons}" if reasons else "")
 
@@ -631,7 +633,10 @@ def load_bitext(
     tag: str = "",
     synthetic: Sequence[str] = (),
 ) -> Bitext:
-    """Everything that `read_bitext` reads, less what `filters` drop (None keeps all); errors as there and of `Bitext`."""
+    """Everything that `read_bitext` reads, less what `filters` drop (None keeps all).
+
+    Errors as there and of `Bitext`; ValueError, too, when the filters leave no row.
+    """
     dropped: Counter[str] = Counter()
     rows = read_bitext(spec, langs=langs, languages=languages, dropped=dropped)
     kept = list(rows if filters is None else filtered(rows, filters, dropped))
@@ -647,7 +652,8 @@ def load_bitext(
 def mixing_weights(counts: Sequence[float], temperature: float) -> list[float]:
     """How often to draw from each of several sets of `counts` sentences: p_i = n_i^(1/T) / sum (arXiv 1907.05019).
 
-    T = 1 draws in proportion, T = 5 is usual for many languages, math.inf draws evenly. Empty sets get 0.
+    T = 1 draws in proportion, T = 5 is usual for many languages, math.inf draws evenly. Empty sets get 0; all sum to 1.
+    Raises ValueError for a temperature not above 0, a negative count, and where all are 0.
     """
     if not temperature > 0:
         raise ValueError(f"the temperature is above 0, 1 for draws in proportion; got {temperature}")

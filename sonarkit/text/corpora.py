@@ -93,9 +93,9 @@ def _unfit(value: object) -> str | None:
 def open_corpus(spec: str | Path, *, column: str = "text", lang: str = "eng_Latn", limit: int | None = None) -> Corpus:
     """The corpus that `spec` names (see the module). `lang` chooses among the languages of a corpus that has several.
 
-    Raises FileNotFoundError, ValueError for a kind of file that is not known, UnknownLanguageError, and, while
-    reading, ColumnError (listing the columns there are) and ValueError with file and line for invalid UTF-8 or JSON, or a
-    document of more than 64 MiB.
+    Raises FileNotFoundError, ValueError for a kind of file that is not known and for a `limit` below 1,
+    UnknownLanguageError, and, while reading, ColumnError (listing the columns there are) and ValueError with file and line
+    for invalid UTF-8 or JSON, or a document of more than 64 MiB.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is the number of documents to keep, at least 1; got {limit}")

@@ -5,7 +5,9 @@
    that do not end the sentence ("Where is it?" asked Tom.) are commas. Its cuts are applied to the paragraph.
 3. The model is NLTK's own for the language where the user has it, else ours, `assets/punkt.json`.
 
-    python -m sonarkit.text.sentences OUT.json BITEXT.jsonl.gz ...       # trains ours again, on StoryWorld and these
+Ours is trained again, on StoryWorld and aligned corpora, by
+
+    python -m sonarkit.text.sentences OUT.json BITEXT.jsonl.gz ...
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Speech with its transcription: manifests, the layouts of Common Voice and FLEURS, and synthetic speech by espeak-ng.
 
-speech.tsv  .jsonl     a manifest: path, text and language of each utterance; paths are relative to its folder
-cv-corpus-21.0/fr/     Common Voice: train.tsv, dev.tsv, test.tsv, validated.tsv and clips/
-fleurs/data/fr_fr/     FLEURS: train.tsv, dev.tsv, test.tsv and the unpacked archives, audio/train/ or train/
+`open_speech` reads, by the path that names it:
+
+    speech.tsv  .jsonl     a manifest: path, text and language of each utterance; paths are relative to its folder
+    cv-corpus-21.0/fr/     Common Voice: train.tsv, dev.tsv, test.tsv, validated.tsv and clips/
+    fleurs/data/fr_fr/     FLEURS: train.tsv, dev.tsv, test.tsv and the unpacked archives, audio/train/ or train/
 """
 
 from __future__ import annotations
@@ -104,7 +106,10 @@ def open_speech(
 
 
 def write_manifest(path: Path, utterances: Sequence[Utterance]) -> None:
-    """Write a TSV manifest, paths relative to its folder where they lie below it; atomic. ValueError for a tab in a text."""
+    """Write a TSV manifest, paths relative to its folder where they lie below it; atomic.
+
+    ValueError for a tab or a line end in a path or text.
+    """
     lines = ["\t".join(COLUMNS)]
     for utterance in utterances:
         below = utterance.path.is_relative_to(path.parent)
@@ -184,10 +189,10 @@ VOICES = {  # espeak-ng's variants; none of the held-out voices is heard in trai
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """`count` utterances of StoryWorld sentences; utterance i depends on seed, split, voices and i alone.
+    """`count` utterances of StoryWorld sentences; utterance i depends on i and the other fields, not on `count`.
 
-    `split` is StoryWorld's, `voices` a set of VOICES. Words a minute, pitch (espeak-ng's 0 to 99) and loudness are drawn
-    evenly from their ranges.
+    `split` is StoryWorld's, `voices` a set of VOICES. `speed` in words a minute, `pitch` (espeak-ng's 0 to 99) and
+    `gain`, a factor of the loudness, are drawn evenly from their ranges.
     """
 
     count: int
@@ -214,7 +219,7 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class Order:
-    """What espeak-ng is to say, and how."""
+    """What espeak-ng is to say, and how; units as in `SyntheticConfig`."""
 
     text: str
     language: str

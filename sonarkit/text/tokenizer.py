@@ -27,7 +27,9 @@ class Tokenizer:
     SentencePiece normalises (NFKC), folds white space (double spaces, tabs and line ends become one space) and drops
     most control characters, so a round trip keeps the words, not the spaces. What no piece spells survives as bytes
     if the model was trained with byte fallback, as ours is; SONAR's 256 000 pieces give `<unk>` instead.
-    Raises ValueError for bytes that are no such model, OSError for a file that cannot be read.
+    `size` counts all tokens, V; `special_ids` are those of them that are no pieces; `fingerprint` is 12 hex digits of model and
+    languages. Raises ValueError for bytes that are no such model and for a language named twice, OSError for a file that
+    cannot be read.
     """
 
     pad_id, unk_id, bos_id, eos_id = 0, 1, 2, 3

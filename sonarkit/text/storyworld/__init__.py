@@ -122,10 +122,11 @@ def stories(
     grammar: Grammar | None = None,
     plots: Sequence[str] | None = None,
 ) -> Iterator[Story]:
-    """`count` different stories, from the `start`-th on.
+    """`count` stories of different plans, from draw `start` on.
 
-    Story i depends on (seed, split, i) alone, so parts of a corpus can be made apart. The three splits share no plan.
-    `plots` keeps to these plots. Raises ValueError for an unknown split or plot, GrammarError when the data are at fault.
+    Draw i depends on (seed, split, i) alone, so parts of a corpus can be made apart; one that repeats a plan of its part is
+    passed over, and another is made. The three splits share no plan. `plots` keeps to these plots. Raises ValueError for an
+    unknown split or plot, GrammarError when the data are at fault.
     """
     grammar = grammar or load()
     if split not in SPLITS:

@@ -163,6 +163,7 @@ def check(themes: tuple[str, ...] | None, count: int) -> int:
 
 
 def sample(grammar: Grammar, plots: list[str], langs: list[str], count: int, seed: int) -> None:
+    """Print stories: as paragraphs in one language, sentence by sentence in several."""
     for i, story in enumerate(stories(count, seed, grammar=grammar, plots=plots)):
         cast = ", ".join(" ".join(value for key, value in role.items() if key != "category") for role in story.roles.values())
         print(f"--- {i}: {story.plot} ({cast})")
@@ -176,6 +177,7 @@ def sample(grammar: Grammar, plots: list[str], langs: list[str], count: int, see
 
 
 def write(out: Path, theme: str | None, split: str, count: int, seed: int) -> None:
+    """Write stories with their plans, one line of JSON each."""
     grammar = load(themes=_with_common(theme))
     with out.open("w", encoding="utf-8") as file:
         for story in stories(count, seed, split, grammar=grammar, plots=_plots(grammar, theme)):
@@ -209,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit status."""
     args = _parser().parse_args(arguments)
     if args.command == "check":
         return check(_with_common(args.theme), args.count)

@@ -54,7 +54,7 @@ class GrammarError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A singular noun. `special`: French aspirated h (no elision), Spanish feminine with `el`."""
+    """A singular noun. `gender`: m, f or n. `special`: French aspirated h (no elision), Spanish feminine with `el`."""
 
     gender: str
     form: str
@@ -75,6 +75,8 @@ class Inflection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adjective:
+    """`of`: what it may describe (being, trait, thing, food, place); `forms[lang]`: its inflection."""
+
     key: str
     of: frozenset[str]
     forms: Mapping[str, Inflection]
@@ -215,6 +217,7 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def slots(pattern: Pattern) -> list[Slot]:
+    """The slots of a pattern, in order."""
     return [piece for piece in pattern if isinstance(piece, Slot)]
 
 
@@ -223,6 +226,8 @@ def slots(pattern: Pattern) -> list[Slot]:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
+    """A fact that must hold, or must not where it is `negated`."""
+
     fact: Fact
     negated: bool
 
@@ -321,6 +326,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plot:
+    """Who is to be cast, the facts to `start` from, those to `want` at the end, and the steps between."""
+
     name: str
     theme: str
     roles: Mapping[str, Role]
@@ -419,6 +426,8 @@ def _plot(name: str, table: Mapping[str, Any], theme: str, entries: Mapping[str,
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grammar:
+    """The data files, read and checked."""
+
     names: Mapping[str, tuple[str, ...]]  # by sex, "f" and "m"
     entries: Mapping[str, tuple[Entry, ...]]  # by category
     adjectives: Mapping[str, tuple[Adjective, ...]]  # by what they describe
@@ -498,7 +507,7 @@ def _read(folder: Path, themes: tuple[str, ...] | None, problems: list[str]) -> 
 
 @lru_cache(maxsize=8)
 def load(folder: Path | None = None, themes: tuple[str, ...] | None = None) -> Grammar:
-    """The grammar in `folder` (default: the shipped one), of all themes or only these. Cached.
+    """The grammar in `folder` (default: the shipped one), of these themes, by default all directly in `themes/`. Cached.
 
     Raises GrammarError, a ValueError, that lists every fault: file, entry, variant, language and slot.
     """

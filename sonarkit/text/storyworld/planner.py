@@ -39,10 +39,12 @@ class Entity:
 
     @property
     def category(self) -> str:
+        """being, thing or place."""
         return self.entry.category
 
     @property
     def female(self) -> bool:
+        """Whether it is a female being."""
         return self.sex == "f"
 
 
@@ -59,6 +61,8 @@ class Beat:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
+    """A plot, who fills each of its roles, and what happens."""
+
     plot: Plot
     cast: Mapping[str, Entity]
     beats: tuple[Beat, ...]

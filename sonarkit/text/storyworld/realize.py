@@ -325,6 +325,7 @@ def compile_pattern(pattern: Pattern, lang: str) -> tuple[Segment, ...]:
 
 
 def render(segments: tuple[Segment, ...], lang: str, scene: Scene) -> str:
+    """The sentence that `compile_pattern`'s segments give in a scene, polished."""
     return polish(lang, "".join([segment if isinstance(segment, str) else segment(scene) for segment in segments]))
 
 
