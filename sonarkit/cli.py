@@ -399,6 +399,7 @@ def evaluate_codec(
         device: Where to compute: cpu, cuda.
         out: Also write all numbers there as JSON, with signatures, the codec's fingerprint and the time it took.
     """
+    from sonarkit.core.distributed import checked_device
     from sonarkit.evaluation.sets import rows_of, spoken
 
     if noise and (noise[0] != 0 or list(noise) != sorted(noise)):
@@ -407,7 +408,7 @@ def evaluate_codec(
     from sonarkit.codec.pipeline import Sonar
     from sonarkit.evaluation.report import evaluate_codec, table_of
 
-    sonar = Sonar.from_pretrained(model, device)
+    sonar = Sonar.from_pretrained(model, checked_device(device))
     rows = rows if langs else spoken(rows, sonar.languages)
     report = evaluate_codec(
         sonar,
@@ -466,6 +467,7 @@ def evaluate_stories(
         json: Print one JSON object with everything, the stories included, instead of the tables.
         out: Also write that there; `sonarkit evaluate judge` reads it.
     """
+    from sonarkit.core.distributed import checked_device
     from sonarkit.evaluation import story_evaluation
     from sonarkit.text.languages import SONAR_LANGUAGES, resolve
 
@@ -479,7 +481,7 @@ def evaluate_stories(
     found = []
     for name in models:
         _tell(f"{name} goes on with {len(prompts.beginnings)} stories")
-        model = load_model(name, device=device)
+        model = load_model(name, device=checked_device(device))
         evaluation = story_evaluation.evaluate_stories(
             model,
             prompts,
@@ -583,6 +585,7 @@ def evaluate_concepts(
         json: Print one JSON object instead of the table.
         out: Also write that there.
     """
+    from sonarkit.core.distributed import checked_device
     from sonarkit.store.reader import Store
 
     opened, most = Store(store), limit or None
@@ -591,7 +594,7 @@ def evaluate_concepts(
     from sonarkit.models.family import load_model
     from sonarkit.models.token_llm import TokenLLM
 
-    loaded = load_model(model, device=device)
+    loaded = load_model(model, device=checked_device(device))
     if isinstance(loaded, TokenLLM):
         raise ValueError(f"{model} is a token-level model, which predicts no vectors; sonarkit evaluate stories has its numbers")
     report = concept_report(loaded, opened, limit=most, decode=not no_decode, beam_size=beam_size, seed=seed)
@@ -645,6 +648,7 @@ def evaluate_summaries(
         json: Print one JSON object with everything, the summaries included, instead of the table.
         out: Also write that there.
     """
+    from sonarkit.core.distributed import checked_device
     from sonarkit.evaluation.summarization import PAPER, SummaryConfig, read_pairs, summary_report
     from sonarkit.text.languages import SONAR_LANGUAGES, resolve
 
@@ -653,7 +657,7 @@ def evaluate_summaries(
     from sonarkit.evaluation.story_evaluation import own_beam
     from sonarkit.models.family import load_model
 
-    loaded = load_model(model, device=device)
+    loaded = load_model(model, device=checked_device(device))
     lang, beam = resolve(lang, SONAR_LANGUAGES), beam_size or own_beam(loaded)
     report = summary_report(loaded, pairs, lang, config, seed=seed, beam_size=beam)
     found = {"model": model, "on": on, "beam_size": beam, "dropped": dict(dropped)} | report.to_dict()
@@ -699,6 +703,7 @@ def evaluate_speech(
         device: Where to compute: cpu, cuda.
         out: Also write all numbers there as JSON.
     """
+    from sonarkit.core.distributed import checked_device
     from sonarkit.evaluation.sets import rows_of
     from sonarkit.evaluation.speech import evaluate_speech, speech_set, table_of, translations_of
 
@@ -711,7 +716,7 @@ def evaluate_speech(
     from sonarkit.codec.pipeline import Sonar
 
     report = evaluate_speech(
-        Sonar.from_pretrained(model, device, speech=speech),
+        Sonar.from_pretrained(model, checked_device(device), speech=speech),
         opened.utterances,
         rows,
         into=into,

@@ -482,7 +482,10 @@ def _spread(run: CodecRun, sonar: Sonar, sources: Sequence[Source], sentences: i
         code, text = rng.choice(sorted(rng.choice(source.rows).items()))
         texts.append(text)
         codes.append(code)
-    return sonar.encode(texts, codes).std(0)
+    training = sonar.training
+    spread_D = sonar.eval().encode(texts, codes).std(0)
+    sonar.train(training)
+    return spread_D
 
 
 def storyworld_rows(stories: int, seed: int) -> list[Row]:

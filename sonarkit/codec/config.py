@@ -46,6 +46,8 @@ class TextStackConfig(StackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.positions == "sinusoidal" and self.width < 4:
+            raise ValueError(f"sinusoidal positions need a width of 4 or more, got {self.width}")
         if not 0 <= self.first_position <= MOST_POSITIONS:
             raise ValueError(f"first_position must be between 0 and {MOST_POSITIONS}, got {self.first_position}")
 

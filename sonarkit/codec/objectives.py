@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,9 +37,9 @@ class ObjectiveConfig:
 
     The noise, in this order: `word_drop` is the probability that a word is left out (one stays at least), with
     `word_shuffle` words move by at most that many places (both arXiv 1711.00043, section 2.3, which has 0.1 and 3), and
-    `noise_ratio` of the pieces (not of the words) are covered by masked spans (1 piece and the whole part of an exponential
-    of mean `noise_span` - 1: for 3.5 that is 3.0 in the mean), each replaced by one `<unk>`, NLLB's denoising with
-    replace-length 1. Words are as SentencePiece has them: a sentence without spaces, such as a Chinese one, is a single word.
+    `noise_ratio` of the pieces (not of the words) are covered by masked spans (of geometric lengths, `noise_span` in the
+    mean), each replaced by one `<unk>`, NLLB's denoising with replace-length 1. Words are as SentencePiece has them: a
+    sentence without spaces, such as a Chinese one, is a single word.
     With none of the three it is plain auto-encoding, of the vectors at hand.
     Each sentence is denoised with probability `dae_share`; the loss is weighted up, so its expectation is that of all.
     With probability `dae_splice` (ours) it is a splice that is denoised instead: the first words of the sentence and the last
@@ -157,7 +158,7 @@ def masked_spans(ids: Sequence[int], mask_id: int, config: ObjectiveConfig, rng:
     pieces = list(ids[1:-1])
     left = round(config.noise_ratio * len(pieces))
     while left > 0 and pieces:
-        span = min(left, 1 + int(rng.expovariate(1 / (config.noise_span - 1))) if config.noise_span > 1 else 1)
+        span = min(left, 1 + int(rng.expovariate(-math.log(1 - 1 / config.noise_span))) if config.noise_span > 1 else 1)
         start = rng.randrange(max(1, len(pieces) - span + 1))
         pieces[start : start + span] = [mask_id]
         left -= span
@@ -240,12 +241,14 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
     clean = z[: len(known)]
 
     total, parts = clean.new_zeros((), dtype=torch.float32), {}
-    if config.mt_weight:
+    if config.mt_weight and taught:
         swapped = clean.roll(pairs, 0)
         targets = pack([batch.targets[i] for i in taught], device)
         nats, losses = sonar.decoder.token_losses(_rows(swapped, taught), *targets, label_smoothing=config.label_smoothing)
         total = total + config.mt_weight * nats
         parts["mt"] = (nats.detach(), float(len(losses)))
+    elif config.mt_weight:
+        total, parts["mt"] = total + clean.sum() * 0, (total.detach(), 0.0)
     if config.mse_weight or config.decodes:
         first, second = clean[:pairs], clean[pairs:]
         first = first.detach() if config.mse_gradient == "second" else first
@@ -313,6 +316,8 @@ def decoder_loss(sonar: Sonar, batch: PairBatch, objective: DecoderObjective, sp
         noise_ND = torch.stack([torch.randn(own_ND.shape[1], generator=generator) for generator in generators])
         z_ND = z_ND + objective.vector_noise * spread_D * noise_ND.to(own_ND)
     taught = [i for i, ids in enumerate(batch.targets) if ids]
+    if not taught:
+        return LossSum(sonar.decoder.embedding.weight.sum() * 0, 0.0, {"decoder": (z_ND.new_zeros(()), 0.0)})
     targets = pack([batch.targets[i] for i in taught], sonar.device)
     nats, losses = sonar.decoder.token_losses(_rows(z_ND, taught), *targets, label_smoothing=objective.label_smoothing)
     return LossSum(nats, float(len(losses)), {"decoder": (nats.detach(), float(len(losses)))})

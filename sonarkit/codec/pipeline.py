@@ -317,6 +317,8 @@ class Sonar(nn.Module):
         UnknownLanguageError (nearest code named), and ValueError for a single string and for another number of codes.
         """
         _check_texts(texts)
+        if self.encoder.training and self.config.encoder.dropout:
+            raise ValueError("the codec is in training mode, where dropout is random; call sonar.eval() first")
         if batch_tokens is None:
             batch_tokens = 1024 if self.device.type == "cpu" else 16_384
         ids = self.source_ids(texts, lang)
@@ -477,6 +479,8 @@ class Sonar(nn.Module):
         for another number of vectors than of texts, and as `encode` and `search` do.
         """
         z, targets = self._check_pairs(z, texts), self.target_ids(texts, lang)
+        if not targets:
+            return LossSum(z.sum(), 0.0, {})
         if as_published:
             targets = [[*ids, self.tokenizer.eos_id] for ids in targets]
         total, losses = self.decoder.token_losses(z, *pack(targets, self.device), skip=0 if as_published else 1)

@@ -35,18 +35,15 @@ class World:
 def start(device: str = "auto") -> World:
     """Join the group that torchrun's environment describes, over NCCL on GPUs and gloo on CPUs; else be alone.
 
-    `device` is "auto" (this rank's GPU, or the CPU without one), "cpu", "cuda" or "cuda:1". Raises ValueError when a
-    GPU is asked for that is not there.
+    `device` is "auto" (this rank's GPU, or the CPU without one), "cpu", "cuda" or "cuda:1". Raises ValueError as
+    `checked_device` does.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device("cuda", local_rank) if device == "cuda" else torch.device(device)
+    chosen = checked_device(f"cuda:{local_rank}" if device == "cuda" else device)
     if chosen.type == "cuda":
-        here = torch.cuda.device_count()
-        if (chosen.index or 0) >= here:
-            raise ValueError(f"device {chosen} is not there (this machine has {here} GPUs); use fewer ranks or --device cpu")
         torch.cuda.set_device(chosen)
     store = None
     if size > 1 and not dist.is_initialized():
@@ -56,6 +53,17 @@ def start(device: str = "auto") -> World:
         # the last resort: `Watch` says more, and sooner
         dist.init_process_group(backend, timeout=1.5 * PATIENCE, store=store, rank=rank, world_size=size, device_id=device_id)
     return World(rank, size, local_rank, chosen, store)
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of this name. ValueError for a name that torch does not know, and for a GPU that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; expected cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= (here := torch.cuda.device_count()):
+        raise ValueError(f"device {device} is not there (this machine has {here} GPUs); use fewer ranks or --device cpu")
+    return device
 
 
 def _store(rank: int, size: int) -> dist.Store:

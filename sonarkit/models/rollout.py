@@ -354,6 +354,8 @@ def generate(
     config = RolloutConfig(max_sentences, end_threshold, stop_on, stop_on_loop, loop_threshold, noise, SearchConfig(**search))
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     languages = per_text(lang, len(prompts), model.sonar.languages)
+    if not prompts:
+        return []
     output_lang = resolve(output_lang, model.sonar.languages) if output_lang else None
     heads = [split_prompt(text, code) for text, code in zip(prompts, languages)]
     steps: list[list[Step]] = [[] for _ in prompts]

@@ -342,6 +342,8 @@ class TokenLLM(nn.Module):
         config = SearchConfig(**{"beam_size": 1, **search, "max_tokens": max_tokens})
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         languages = per_text(lang, len(prompts), self.tokens.languages)
+        if not prompts:
+            return []
         heads = [split_prompt(text, code) for text, code in zip(prompts, languages)]
         if any(len(head) >= max_sentences for head in heads):
             warnings.warn(f"of a prompt the model reads the last {max_sentences - 1} sentences", PromptWarning, stacklevel=2)

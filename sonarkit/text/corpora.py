@@ -100,7 +100,7 @@ def open_corpus(spec: str | Path, *, column: str = "text", lang: str = "eng_Latn
     if limit is not None and limit < 1:
         raise ValueError(f"limit is the number of documents to keep, at least 1; got {limit}")
     name = str(spec)
-    if name.startswith(("storyworld:", "handwritten")):
+    if name.startswith("storyworld:") or name == "handwritten":
         lang = resolve(lang, tuple(storyworld.CODES.values()))
     if name.startswith("storyworld:"):
         return Corpus(name, _storyworld(name.removeprefix("storyworld:"), lang), limit)
@@ -241,7 +241,7 @@ def _storyworld(what: str, lang: str) -> Callable[[], Iterator[tuple[object, str
         path = data_folder() / "storyworld" / f"{what}.jsonl"
         return lambda: ((_told(row["sentences"], lang), f"storyworld/{what}:{number}") for number, row in read_jsonl(path))
     count, _, seed = what.partition("@")
-    if not count.isdigit() or (seed and not seed.isdigit()):
+    if not count.isdecimal() or (seed and not seed.isdecimal()):
         expected = "storyworld:COUNT, storyworld:COUNT@SEED, storyworld:valid or storyworld:test"
         raise ValueError(f"storyworld:{what} is no StoryWorld corpus; expected {expected}")
     return lambda: (

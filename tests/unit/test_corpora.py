@@ -184,6 +184,9 @@ def test_fixed_sets_and_handwritten(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(corpora, "data_folder", lambda: tmp_path)
     assert read("storyworld:valid", lang="fra_Latn") == [("Un 5. Deux.", "storyworld/valid:1")]
     assert read("handwritten", lang="deu_Latn") == [("C. D.", "handwritten:1")]
+    (tmp_path / "handwritten_letters.txt").write_text("Привет.", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert read("handwritten_letters.txt", lang="rus_Cyrl") == [("Привет.", "handwritten_letters.txt:1")]
     with pytest.raises(UnknownLanguageError, match="French. is not known here; known here are eng_Latn .English., deu_Latn"):
         read("handwritten", lang="fra_Latn")
 

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from sonarkit.core import distributed
-from sonarkit.core.distributed import Watch, World, _Seen
+from sonarkit.core.distributed import Watch, World, _Seen, checked_device
 
 RANKS = 2
 
@@ -118,5 +118,11 @@ def test_the_rank_that_the_others_wait_for_is_named(capsys: pytest.CaptureFixtur
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
 def test_a_gpu_that_is_not_there_is_named() -> None:
+    for name in ("cuda:0", "cuda"):
+        with pytest.raises(ValueError, match="is not there"):
+            checked_device(name)
+    with pytest.raises(ValueError, match="unknown device 'gpu'; expected cpu, cuda"):
+        checked_device("gpu")
+    assert checked_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match=r"device cuda:0 is not there \(this machine has 0 GPUs\)"):
         distributed.start("cuda")

@@ -94,6 +94,14 @@ def test_masked_spans_cover_the_ratio_and_keep_the_frame() -> None:
     assert masked_spans([900, 3], 1, ObjectiveConfig(), rng) == [900, 3]
 
 
+@pytest.mark.parametrize("span", [1.0, 1.5, 3.5, 8.0])
+def test_masked_spans_are_as_long_as_told_in_the_mean(span: float) -> None:
+    """Of a sentence so long that spans seldom meet: each leaves one mask."""
+    ids, config = [900, *range(10, 50_010), 3], ObjectiveConfig(noise_ratio=0.04, noise_span=span)
+    damaged = masked_spans(ids, 1, config, random.Random(0))
+    assert 0.04 * 50_000 / damaged.count(1) == pytest.approx(span, rel=0.15)
+
+
 # ---------------------------------------------------------------------- words
 
 
@@ -249,6 +257,16 @@ def test_a_teacher_that_does_not_fit_is_refused(sonar: Sonar) -> None:
         pair_loss(sonar, pairs(sonar), config)
     with pytest.raises(ValueError, match=r"expected teacher's vectors of shape \(2, 32\).*got \(2, 64\)"):
         pair_loss(sonar, pairs(sonar), config, torch.zeros(2, 64))
+
+
+def test_a_batch_in_which_nothing_is_to_be_said_has_no_loss_and_can_be_gone_back_through(sonar: Sonar) -> None:
+    batch = replace(pairs(sonar), targets=[[]] * 4)
+    for loss, part in (
+        (pair_loss(sonar, batch, ObjectiveConfig(1.0, 0.0, 1.0)), "mt"),
+        (decoder_loss(sonar, batch, DecoderObjective()), "decoder"),
+    ):
+        loss.total.backward()
+        assert loss.total.item() == loss.count == loss.parts[part][1] == 0
 
 
 def test_a_target_that_is_not_to_be_learnt_is_not(sonar: Sonar) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,21 @@ def test_each_text_may_have_its_own_language(sonar: Sonar) -> None:
 def test_an_empty_list_gives_an_empty_result_of_the_right_shape(sonar: Sonar) -> None:
     assert sonar.encode([]).shape == (0, 32)
     assert sonar.decode(torch.empty(0, 32)) == []
+
+
+def test_nothing_has_no_loss(sonar: Sonar) -> None:
+    z = torch.empty(0, sonar.config.width, requires_grad=True)
+    loss = sonar.token_loss(z, [])
+    loss.total.backward()
+    assert loss.total.item() == loss.count == 0
+
+
+def test_dropout_does_not_meet_a_vector(sonar: Sonar) -> None:
+    encoder = replace(sonar.config.encoder, dropout=0.1)
+    learner = Sonar(replace(sonar.config, encoder=encoder), sonar.tokenizer)
+    with pytest.raises(ValueError, match=r"in training mode.*call sonar.eval\(\) first"):
+        learner.encode(["A fox."])
+    assert torch.equal(learner.eval().encode(["A fox."]), learner.encode(["A fox."]))
 
 
 def test_the_vector_is_the_mean_of_all_encoder_outputs(sonar: Sonar) -> None:

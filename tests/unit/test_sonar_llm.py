@@ -402,6 +402,7 @@ def test_seeded_sampling_repeats_itself(model: SonarLLM) -> None:
 
 
 def test_a_long_prompt_keeps_its_end_with_a_warning_and_an_empty_one_is_refused(model: SonarLLM) -> None:
+    assert model.generate([]) == []
     with pytest.warns(rollout.PromptWarning, match="3334 sentences.*last 7"):
         story = model.generate("One two three. " * 3334, max_sentences=8, beam_size=1, max_tokens=4)
     assert story.prompt_sentences == 3334

@@ -421,3 +421,12 @@ def test_faulty_sentences_are_found(lang: str, sentence: str) -> None:
 )
 def test_good_sentences_pass(lang: str, sentence: str) -> None:
     assert not sentence_faults(sentence, lang)
+
+
+def test_more_stories_than_there_are_plans_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = story(0)
+    monkeypatch.setattr("sonarkit.text.storyworld._draw", lambda *_: (1, one))
+    drawn = stories(2)
+    assert next(drawn) == one
+    with pytest.raises(ValueError, match="expected 2 stories of different plans, but this grammar has hardly more than 1"):
+        next(drawn)

@@ -250,6 +250,7 @@ def test_a_repeated_sentence_is_a_loop_and_left_out(tokenizer: Tokenizer) -> Non
 
 
 def test_of_a_long_prompt_the_last_sentences_are_read_and_all_are_kept(taught: TokenLLM) -> None:
+    assert taught.generate([]) == []
     with pytest.warns(PromptWarning, match="last 2 sentences"):
         story = taught.generate(" ".join(["Tom slept.", *STORY[:2]]), max_sentences=3)
     assert story.sentences == ["Tom slept.", *STORY] and story.prompt_sentences == 3

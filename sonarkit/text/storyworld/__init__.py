@@ -25,6 +25,7 @@ from sonarkit.text.storyworld.realize import tell
 __all__ = ["CODES", "Grammar", "GrammarError", "SPLITS", "Story", "aligned", "load", "stories", "story", "story_of"]
 
 SPLITS = ("train", "valid", "test")
+MOST_REPEATS = 10_000  # draws in a row that give nothing new, after which there is nothing new
 
 
 def aligned(sentences: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
@@ -126,7 +127,7 @@ def stories(
 
     Draw i depends on (seed, split, i) alone, so parts of a corpus can be made apart; one that repeats a plan of its part is
     passed over, and another is made. The three splits share no plan. `plots` keeps to these plots. Raises ValueError for an
-    unknown split or plot, GrammarError when the data are at fault.
+    unknown split or plot and, while drawing, where there are not so many plans, GrammarError when the data are at fault.
     """
     grammar = grammar or load()
     if split not in SPLITS:
@@ -142,13 +143,16 @@ def stories(
 
 def _stories(count: int, seed: int, split: str, start: int, grammar: Grammar, plots: Sequence[str]) -> Iterator[Story]:
     seen: set[int] = set()
-    index = start
+    index, repeats = start, 0
     while len(seen) < count:
         signature, found = _draw(seed, split, index, grammar, plots)
         index += 1
-        if signature not in seen:
+        repeats = repeats + 1 if signature in seen else 0
+        if not repeats:
             seen.add(signature)
             yield found
+        if repeats == MOST_REPEATS:
+            raise ValueError(f"expected {count} stories of different plans, but this grammar has hardly more than {len(seen)}")
 
 
 def story(seed: int, split: str = "train") -> Story:
