@@ -115,8 +115,8 @@ class ConceptModule(nn.Module):
         """What is shipped under this name, or a folder written by `save_pretrained`.
 
         The codec it was trained with is loaded too, unless passed. A codec with another fingerprint is refused
-        (ValueError), or with `same_codec` False becomes the model's own from now on: for one that learns on in another space,
-        or in a space that has hardly moved. Raises FileNotFoundError for what is not there, ValueError for what is damaged.
+        (ValueError), or with `same_codec` False becomes the model's own from now on, for one that learns on in another space.
+        Raises FileNotFoundError for what is not there, ValueError for what is damaged.
         """
         folder = weights_folder(name, cls.shipped, cls.family)
         config: Any = configs.load(cls.Config, folder / "config.json")

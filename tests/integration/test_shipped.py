@@ -13,8 +13,8 @@ from sonarkit.evaluation.sets import rows_of, stories_of
 from sonarkit.evaluation.stories import story_report
 
 FLOOR_AUTOENCODING, FLOOR_TRANSLATION = (
-    78,
-    75,
+    93,
+    87,
 )  # BLEU, greedy, on some 40 sentences: below the cards' numbers, above a broken codec
 
 
