@@ -348,7 +348,7 @@ def steps_of(epochs: float, documents: int, documents_per_step: int) -> int:
 
 
 def codec_mini() -> CodecRun:
-    """The shipped codec: D = 256, two CPU cores."""
+    """A codec of the shipped shape from scratch, D = 256, two CPU cores; `codec_mini_everyday` is what followed."""
     optimizer = OptimizerConfig(lr=2e-3, muon=True, warmup_steps=300, schedule="cosine", min_lr_ratio=0.01)
     return CodecRun(
         TrainConfig(Path("runs/codec-mini"), steps=2800, precision="auto", log_every=50, save_every=250, optimizer=optimizer),
@@ -357,7 +357,7 @@ def codec_mini() -> CodecRun:
 
 
 def codec_mini_everyday() -> CodecRun:
-    """The shipped codec learns everyday sentences (Tatoeba's), and is its own teacher for StoryWorld, whose vectors stay."""
+    """What made the shipped codec of the one before it: everyday sentences (Tatoeba), and itself as the teacher of StoryWorld."""
     run = codec_mini()
     return replace(
         run,
