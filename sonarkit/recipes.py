@@ -187,8 +187,8 @@ class StoreRun:
     `init` is a model of the same family, shape and codec to go on from, "mini" or a folder; "" begins with random weights. A
     SONAR-LLM may be one of another codec with vectors as wide: what it knows of stories is of use in another space. (It does
     not speak there at once, though the codec kept its vectors (`CodecRun.taught`): what it predicts are not vectors that an
-    encoder gives, and another decoder says something else of them. Mini went from 3.40 nats to 1.12 in 100 steps.) LCMs may
-    not, since their normalizer is that of one space.
+    encoder gives, and another decoder says something else of them. Mini had 3.40 nats before its first step
+    there, 1.12 after 100, in training.) LCMs may not, since their normalizer is that of one space.
     `epochs`, where given, decides how many steps there are; None leaves that to `train`. `frozen` "auto" holds the frozen
     codec in bfloat16 where products are in bfloat16, at half the memory.
     """

@@ -1,6 +1,6 @@
 """What is the same to the last bit when it is done again, and by how much the rest differs.
 
-    python tests/bench/determinism.py      # two minutes on two cores
+    python tests/bench/determinism.py      # five minutes on two cores
 
 Encodes, decodes, builds a store, trains a SONAR-LLM for some steps, tells stories and draws a map with the shipped weights: twice
 with the same seed and number of threads, once with half the threads, once on two ranks; each in processes of their own.

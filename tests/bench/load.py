@@ -1,7 +1,7 @@
 """Does it keep its pace and its memory when there is a lot to do?
 
-    python tests/bench/load.py                                 # 1.03 million sentences; half an hour on two cores
-    python tests/bench/load.py --documents 4000 --told 200     # two minutes
+    python tests/bench/load.py                                 # 1.09 million sentences
+    python tests/bench/load.py --documents 4000 --told 200     # some minutes on two cores
 
 Encodes so many StoryWorld stories with `mini` and prints rate and memory by tenths, opens the store in a new process, tells
 stories in batches of 64, and runs notebooks three times in one kernel.
@@ -45,7 +45,7 @@ def main(
         opening(store)
     telling(told)
     for name in notebooks:
-        twice(name)
+        three_times(name)
 
 
 def encoding(store: Path, documents: int) -> None:
@@ -115,7 +115,7 @@ def highest() -> Iterator[list[float]]:
         watcher.join()
 
 
-def twice(name: str) -> None:
+def three_times(name: str) -> None:
     """All cells of a notebook three times in one kernel: the third time the memory should end where it did the second time."""
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     sizes = []
