@@ -589,22 +589,27 @@ def _shared(size: str, family: str) -> dict[str, Any]:
 
 
 def speech_mini() -> SpeechRun:
-    """The small speech encoder: 4.1M parameters, StoryWorld by espeak-ng, two CPU cores."""
-    optimizer = OptimizerConfig(lr=1e-3, weight_decay=0.01, warmup_steps=300)
+    """The small speech encoder: 4.1M parameters, StoryWorld by espeak-ng, two CPU cores.
+
+    No dropout: it takes a fifth of a step, and in five passes with varied speed and masks nothing is learnt by heart.
+    """
+    optimizer = OptimizerConfig(lr=2e-3, muon=True, warmup_steps=300, schedule="cosine", min_lr_ratio=0.01)
     return SpeechRun(
         TrainConfig(
             Path("runs/speech-mini"),
-            steps=4000,
+            steps=6500,
             precision="auto",
             log_every=50,
             eval_every=500,
             save_every=500,
             optimizer=optimizer,
         ),
-        BodyConfig(192, 4, 4, 576, dropout=0.1, kernel=15, subsampling="convolution"),
+        BodyConfig(192, 4, 4, 576, kernel=15, subsampling="convolution"),
+        data=("synthetic:16000",),
         pooler_layers=1,
         pooler_heads=4,
         pooler_ffn=512,
+        pooler_dropout=0.0,
         augment=AugmentConfig(time_frames=25, mels=12),
     )
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from sonarkit.evaluation.statistics import Interval
 
 METRICS = ("X-eng", "eng-X", "auto-enc", "xsim", "xsim++")
 # FLORES-200 devtest, mean over 200 languages: spBLEU, spBLEU, spBLEU, error in percent, error in percent.
@@ -33,6 +38,31 @@ class Ordering:
     paper: float  # the difference
     ours: float  # of the means
     verdict: str
+
+
+def rows_in(file: str | Path) -> tuple[dict[str, Any], Rows]:
+    """The settings and the rows in a study's `rows.json`. ValueError for another file."""
+    try:
+        told = json.loads(Path(file).read_text(encoding="utf-8"))
+        study, rows = told["study"], told["rows"]
+        if not all(len(seed) == len(METRICS) for seeds in rows.values() for seed in seeds):
+            raise ValueError(f"a seed has not the numbers {', '.join(METRICS)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: expected the rows.json of study.py objectives ({error!r})") from error
+    return study, rows
+
+
+def beside_the_paper(rows: Rows, metric: str) -> dict[str, dict[str, Interval]]:
+    """For `figures.interval_figure`: a metric of each row that the paper has, the paper's, and ours from the least seed to the
+    greatest. ValueError for a metric that the study lacks."""
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}")
+    place, both = METRICS.index(metric), [name for name in PAPER if name in rows]
+    seeds = {name: [seed[place] for seed in rows[name]] for name in both}
+    return {
+        "the paper": {name: Interval(PAPER[name][place], *2 * (PAPER[name][place],), 1) for name in both},
+        "here": {name: Interval(statistics.mean(v), min(v), max(v), len(v), 1.0) for name, v in seeds.items()},
+    }
 
 
 def orderings(rows: Rows) -> list[Ordering]:

@@ -438,8 +438,11 @@ def loss_curves(
     return figure.update_yaxes(title=names[0].replace("_", " ") if len(names) == 1 else "", type="log" if log else "linear")
 
 
-def interval_figure(intervals: Mapping[str, Mapping[str, Interval]], title: str = "", axis: str = "score, 0 to 10") -> go.Figure:
-    """Models side by side: `intervals` has by model and metric what was measured; bars are its interval where it has one.
+def interval_figure(
+    intervals: Mapping[str, Mapping[str, Interval]], title: str = "", axis: str = "score, 0 to 10", counted: str = "stories"
+) -> go.Figure:
+    """Models side by side: `intervals` has by model and metric what was measured on how many `counted`; bars are its interval
+    where it has one.
 
     All metrics share one axis, so they should be of one unit. Read downwards: a row for each metric that any model has, the
     models beside each other in it, in the order given. Raises ValueError where there is nothing to show.
@@ -465,7 +468,7 @@ def interval_figure(intervals: Mapping[str, Mapping[str, Interval]], title: str 
                 "arrayminus": [down for _, down in bounds],
                 "thickness": 2,
             },
-            text=[f"{_escape(metric)}: {_escape(str(one))}, {one.count} stories" for _, metric, one in shown],
+            text=[f"{_escape(metric)}: {_escape(str(one))}, {one.count} {counted}" for _, metric, one in shown],
             marker={"size": 10} | _look(i),
             hovertemplate="%{text}<extra>%{fullData.name}</extra>",
         )
