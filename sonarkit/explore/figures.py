@@ -55,6 +55,20 @@ def vector_barcodes(vectors_ND: Array, texts: Sequence[str], components: int = 1
     return figure.update_xaxes(title="component of the vector", showgrid=False).update_layout(margin_t=30)
 
 
+def filter_bank(features_LF: Array, title: str = "", seconds_per_frame: float = 0.01) -> go.Figure:
+    """(L, F) log-mel energies of an utterance, as a speech encoder reads them: time to the right, pitch upwards."""
+    features = as_matrix(features_LF, "features")
+    frames = go.Heatmap(
+        z=features.T.astype(np.float32),
+        dx=seconds_per_frame,
+        colorscale="Cividis",
+        hovertemplate="%{x:.2f} s, band %{y}: %{z:.1f}<extra></extra>",
+        colorbar={"title": "energy", "thickness": 12},
+    )
+    figure = _figure([frames], title, height=300)
+    return figure.update_xaxes(title="seconds", showgrid=False).update_yaxes(title="mel band", showgrid=False)
+
+
 def similarity_heatmap(
     similarities_NM: Array, row_texts: Sequence[str], column_texts: Sequence[str], title: str = ""
 ) -> go.Figure:

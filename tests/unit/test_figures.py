@@ -47,6 +47,7 @@ def all_figures() -> dict[str, go.Figure]:
     similarities = POINTS @ POINTS.T / 10
     return {
         "barcodes": figures.vector_barcodes(torch.randn(4, 200), SENTENCES),
+        "filter bank": figures.filter_bank(torch.randn(50, 80)),
         "heatmap": figures.similarity_heatmap(similarities, SENTENCES, SENTENCES, "Cosines"),
         "map": figures.sentence_map(POINTS, SENTENCES, ["a", "b", "a", "c"]),
         "path": figures.story_path(POINTS, SENTENCES, 2, np.array([5.0, 5.0])),
@@ -208,6 +209,11 @@ def test_barcodes_are_symmetric_about_zero_whatever_the_outliers() -> None:
     bars = figures.vector_barcodes(vectors, ["a", "b"], components=150).data[0]
     assert bars.z.shape == (2, 150) and bars.zmin == -bars.zmax == -1.0
     assert figures.vector_barcodes(np.zeros((1, 4)), ["zero"]).data[0].zmax == 1.0
+
+
+def test_a_filter_bank_has_time_to_the_right_in_seconds() -> None:
+    frames = figures.filter_bank(np.arange(12.0).reshape(4, 3)).data[0]
+    assert frames.z.shape == (3, 4) and frames.z[2, 0] == 2.0 and frames.dx == 0.01
 
 
 def test_intervals_stand_beside_each_other_in_the_row_of_their_metric() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from sonarkit.evaluation.objective_study import METRICS, PAPER, orderings, table, verdicts
+from sonarkit.evaluation.objective_study import METRICS, PAPER, beside_the_paper, orderings, rows_in, table, verdicts
 
 
 def of_paper(spread: float = 0.0) -> dict[str, list[list[float]]]:
@@ -45,3 +48,24 @@ def test_the_table_shows_means_spread_and_the_paper() -> None:
     lines = table(rows).splitlines()
     assert lines[2] == "| MT | 32.0 ± 2.0 (33.2) | 20.0 ± 0.0 (21.1) | 10.0 ± 0.0 (28.6) | 1.0 ± 0.0 (1.3) | 20.0 ± 0.0 (19.6) |"
     assert lines[3] == "| max pooling | 1.0 | 2.0 | 3.0 | 4.0 | 5.0 |"
+
+
+def test_a_metric_stands_beside_the_papers_with_the_span_of_its_seeds() -> None:
+    rows = {"MT": [[30.0, 20.0, 10.0, 1.0, 20.0], [34.0, 20.0, 13.0, 1.0, 20.0]], "max pooling": [[1.0, 2.0, 3.0, 4.0, 5.0]]}
+    beside = beside_the_paper(rows, "auto-enc")
+    assert {name: list(of) for name, of in beside.items()} == {"the paper": ["MT"], "here": ["MT"]}
+    here, paper = beside["here"]["MT"], beside["the paper"]["MT"]
+    assert (here.value, here.low, here.high, here.count) == (11.5, 10.0, 13.0, 2)
+    assert paper.value == paper.low == paper.high == PAPER["MT"][2]
+    with pytest.raises(ValueError, match="unknown metric 'loss'; there are X-eng"):
+        beside_the_paper(rows, "loss")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"study": {}}', '{"study": {}, "rows": {"MT": [[1.0]]}}', '{"study": {}, "rows": 1}'])
+def test_another_file_is_no_study(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"rows.json: expected the rows.json of study.py objectives"):
+        rows_in(file)
+    file.write_text(json.dumps({"study": {"steps": 3}, "rows": of_paper()}))
+    assert rows_in(file) == ({"steps": 3}, of_paper())
