@@ -61,7 +61,9 @@ def test_a_metric_stands_beside_the_papers_with_the_span_of_its_seeds() -> None:
         beside_the_paper(rows, "loss")
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"study": {}}', '{"study": {}, "rows": {"MT": [[1.0]]}}', '{"study": {}, "rows": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"study": {}}', '{"study": {}, "rows": {"MT": [[1.0]]}}', '{"study": {}, "rows": 1}']
+)
 def test_another_file_is_no_study(tmp_path: Path, text: str) -> None:
     file = tmp_path / "rows.json"
     file.write_text(text)
