@@ -3,6 +3,7 @@
     python sonarkit/study.py objectives --bitext multi30k_train.jsonl.gz --test multi30k_val.jsonl.gz
     python sonarkit/study.py families --out runs/families
     python sonarkit/study.py scaling --out runs/scaling
+    python sonarkit/study.py poolings --out runs/poolings
 
 `objectives` trains a small codec with each of the six objectives of SONAR's table 1 (arXiv 2308.11466) and with each pooling,
 over several seeds, and prints the table with the paper's numbers and which of its orderings hold.
@@ -11,6 +12,9 @@ over several seeds, and prints the table with the paper's numbers and which of i
 same stories in the same order for as many steps, and judges the stories that they tell.
 
 `scaling` trains each of them in four sizes and fits L(N) = a N^-alpha + b to their losses and to their bits per byte.
+
+`poolings` trains a small speech encoder with mean, max and attention pooling on synthetic speech, over several seeds, and
+prints beside its numbers the paper's order of the three.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from sonarkit import recipes  # noqa: E402
 from sonarkit.codec.config import Pooling  # noqa: E402
 from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig  # noqa: E402
 from sonarkit.codec.pipeline import Sonar  # noqa: E402
+from sonarkit.codec.speech import BodyConfig, SpeechEncoder  # noqa: E402
 from sonarkit.core.checkpoint import write_atomically  # noqa: E402
 from sonarkit.core.config import difference, to_dict  # noqa: E402
 from sonarkit.core.distributed import start  # noqa: E402
@@ -47,6 +52,7 @@ from sonarkit.evaluation.objective_study import KEYS, METRICS  # noqa: E402
 from sonarkit.evaluation.report import evaluate_codec  # noqa: E402
 from sonarkit.evaluation.scaling import ScalingFit, fit_scaling  # noqa: E402
 from sonarkit.evaluation.sets import rows_of, spoken  # noqa: E402
+from sonarkit.evaluation.speech import evaluate_speech, speech_set  # noqa: E402
 from sonarkit.evaluation.story_evaluation import StoryEvaluation, evaluate_stories  # noqa: E402
 from sonarkit.models.backbone import BackboneConfig  # noqa: E402
 from sonarkit.models.family import load_model, trained_parameters  # noqa: E402
@@ -54,6 +60,7 @@ from sonarkit.store.reader import Store  # noqa: E402
 from sonarkit.train import train_run  # noqa: E402
 from sonarkit.training.metrics import loss_key, read_metrics  # noqa: E402
 from sonarkit.training.optimizer import OptimizerConfig  # noqa: E402
+from sonarkit.training.speech_task import teacher_vectors, vectors_beside  # noqa: E402
 
 T = TypeVar("T")
 
@@ -270,7 +277,7 @@ def model_run(study: ModelStudy, family: str, backbone: BackboneConfig, steps: i
     )
 
 
-def trained(run: recipes.CodecRun | recipes.StoreRun) -> Path:
+def trained(run: recipes.CodecRun | recipes.StoreRun | recipes.SpeechRun) -> Path:
     """The folder of the trained model, which is trained first unless it was. ValueError where that was stopped before its end."""
     final = run.train.out / "final"
     if not (final / "config.json").is_file():
@@ -547,10 +554,111 @@ def _mean_and_span(values: Sequence[float]) -> str:
     return f"{np.mean(values):.4f}" + (f" ± {half:.4f}" if len(values) > 1 else "")
 
 
+# ---------------------------------------------------------------------- poolings of speech
+
+
+# arXiv 2308.11466, FLEURS, zero-shot BLEU into English: the mean of French and Spanish.
+SPEECH_PAPER = {"mean": (22.9,), "max": (28.05,), "attention": (29.4,)}
+SPEECH_METRICS = ("X-eng", "transcription", "word errors", "xsim")
+
+
+@dataclass(frozen=True)
+class Poolings:
+    """A body of `layers` conformer layers, as wide as the codec's vectors, learns from `count` utterances of StoryWorld by
+    espeak-ng, with each pooling and each of `seeds`; `test` has voices that it never heard. Attention brings a layer of its own.
+
+    `seconds_per_step` of sound a step. `jobs` encoders are trained at once, with `threads` threads each. The study goes on where
+    it was stopped, in the same `out` with the same options.
+    """
+
+    out: Path = Path("runs/poolings")
+    synthetic: Path = Path("stores/speech")
+    codec: str = "mini"
+    count: int = 16_000
+    test: str = "synthetic:600@test-unheard"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 1200
+    layers: int = 2
+    heads: int = 4
+    ffn: int = 512
+    seconds_per_step: float = 60.0
+    jobs: int = 2
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class SpeechJob:
+    """A speech encoder to train and to judge, in one process."""
+
+    name: str
+    run: recipes.SpeechRun
+    test: str
+
+
+def poolings(study: Poolings) -> str:
+    """Train and judge what is not yet there; the table as text, also kept in `out`."""
+    sonar = Sonar.from_pretrained(study.codec)
+    for spec in (f"synthetic:{study.count}", study.test):  # once, before the jobs would each make them
+        made = speech_set(spec, synthetic=study.synthetic, progress=True)
+        teacher_vectors(vectors_beside(made.manifest), made.utterances, sonar, progress=True)
+    base = recipes.speech_mini()
+    width, steps = sonar.config.width, study.steps
+    optimizer = replace(base.train.optimizer, warmup_steps=min(base.train.optimizer.warmup_steps, steps // 10))
+    train = replace(
+        base.train, steps=steps, optimizer=optimizer, threads=study.threads, eval_every=0, save_every=0, tensorboard=False
+    )
+    body = BodyConfig(width, study.layers, study.heads, study.ffn, kernel=15, subsampling="convolution")
+    run = replace(
+        base,
+        body=body,
+        data=(f"synthetic:{study.count}",),
+        valid=(study.test,),
+        synthetic=study.synthetic,
+        codec=study.codec,
+        seconds_per_step=study.seconds_per_step,
+        pooler_heads=study.heads,
+        pooler_ffn=study.ffn,
+    )
+    jobs = []
+    for seed in study.seeds:
+        for pooling in ("mean", "max", "attention"):
+            out = study.out / f"{pooling}-{seed}"
+            this = replace(run, pooling=pooling, train=replace(train, out=out, seed=seed))
+            jobs.append(SpeechJob(f"{pooling}, seed {seed}", this, study.test))
+    results = spread(judged_speech, jobs, study.jobs)
+    rows = {
+        pooling: [results[f"{pooling}, seed {seed}"] for seed in study.seeds]
+        for pooling in dict.fromkeys(j.run.pooling for j in jobs)
+    }
+    shown = objective_study.table(rows, SPEECH_PAPER, SPEECH_METRICS, "pooling")
+    orders = objective_study.verdicts(objective_study.orderings(rows, SPEECH_PAPER, SPEECH_METRICS))
+    return _keep(study.out, f"{shown}\n\n{orders}", {"study": to_dict(study), "metrics": SPEECH_METRICS, "rows": rows})
+
+
+def judged_speech(job: SpeechJob) -> tuple[str, list[float]]:
+    """Train the encoder and measure SPEECH_METRICS, unless that was done."""
+    torch.set_num_threads(job.run.train.threads or 1)
+
+    def find() -> list[float]:
+        sonar = Sonar.from_pretrained(job.run.codec)
+        sonar.add_speech(SpeechEncoder.from_pretrained(trained(job.run)))
+        judged_on = speech_set(job.test, synthetic=job.run.synthetic)
+        report = evaluate_speech(sonar, judged_on.utterances, judged_on.translations, beam_size=1)
+        spoken_in = report["languages"]
+        into = np.mean([row["bleu_into_eng_Latn"] for code, row in spoken_in.items() if code != "eng_Latn"]).item()
+        search = np.mean([row["xsim" if code == "eng_Latn" else "xsim_to_eng_Latn"] for code, row in spoken_in.items()]).item()
+        found = [into, report["mean"]["bleu"], report["mean"]["wer"], search]
+        print(f"{job.name}: " + ", ".join(f"{name} {value:.1f}" for name, value in zip(SPEECH_METRICS, found)), flush=True)
+        return found
+
+    return job.name, once(job.run.train.out / "report.json", to_dict(job), find)
+
+
 STUDIES: dict[str, tuple[Any, Callable[[Any], str]]] = {
     "objectives": (Objectives, objectives),
     "families": (Families, families),
     "scaling": (Scaling, scaling),
+    "poolings": (Poolings, poolings),
 }
 
 

@@ -23,9 +23,9 @@ PAPER = {
     "+ tuned decoder": (32.7, 21.6, 41.7, 1.4, 15.2),
 }
 KEYS = {"X-eng": "bleu_to_pivot", "eng-X": "bleu_from_pivot", "auto-enc": "bleu", "xsim": "xsim", "xsim++": "xsim_plus_plus"}
-# Smaller differences of the paper are not taken for a finding: it has one run for each row.
-LEAST = {"X-eng": 1.0, "eng-X": 1.0, "auto-enc": 1.0, "xsim": 1.0, "xsim++": 1.0}
-Rows = Mapping[str, Sequence[Sequence[float]]]  # by row: METRICS of each seed
+LEAST = 1.0  # smaller differences of the paper are not taken for a finding: it has one run for each row
+Rows = Mapping[str, Sequence[Sequence[float]]]  # by row: the metrics of each seed
+Paper = Mapping[str, Sequence[float]]  # by row: of the first metrics, or all
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ def beside_the_paper(rows: Rows, metric: str) -> dict[str, dict[str, Interval]]:
     }
 
 
-def orderings(rows: Rows) -> list[Ordering]:
+def orderings(rows: Rows, paper: Paper = PAPER, metrics: Sequence[str] = METRICS) -> list[Ordering]:
     """Each pair of rows that the paper sets apart by at least LEAST in a metric. Rows that were not run are left out."""
     found = []
-    for place, metric in enumerate(METRICS):
-        for one, other in combinations([name for name in PAPER if name in rows], 2):
-            high, low = (one, other) if PAPER[one][place] > PAPER[other][place] else (other, one)
-            difference = PAPER[high][place] - PAPER[low][place]
-            if difference < LEAST[metric]:
+    for place, metric in enumerate(metrics):
+        for one, other in combinations([name for name in paper if name in rows and len(paper[name]) > place], 2):
+            high, low = (one, other) if paper[one][place] > paper[other][place] else (other, one)
+            difference = paper[high][place] - paper[low][place]
+            if difference < LEAST:
                 continue
             highs, lows = [[seed[place] for seed in rows[name]] for name in (high, low)]
             verdict = "holds" if min(highs) > max(lows) else "reversed" if max(highs) < min(lows) else "undecided"
@@ -81,30 +81,29 @@ def orderings(rows: Rows) -> list[Ordering]:
 
 
 def verdicts(found: Sequence[Ordering]) -> str:
-    """How many of the paper's orderings hold, by metric, and which are reversed."""
+    """How many of the paper's orderings hold, by metric, and which do not."""
     lines = []
-    for metric in METRICS:
+    for metric in dict.fromkeys(one.metric for one in found):
         of_metric = [one for one in found if one.metric == metric]
-        if of_metric:
-            holds = sum(one.verdict == "holds" for one in of_metric)
-            other = "; ".join(
-                f"{one.verdict}: {one.higher} above {one.lower} (paper {one.paper:+.1f}, here {one.ours:+.1f})"
-                for one in of_metric
-                if one.verdict != "holds"
-            )
-            lines.append(f"{metric}: {holds} of {len(of_metric)} hold" + (f"; {other}" if other else ""))
+        holds = sum(one.verdict == "holds" for one in of_metric)
+        other = "; ".join(
+            f"{one.verdict}: {one.higher} above {one.lower} (paper {one.paper:+.1f}, here {one.ours:+.1f})"
+            for one in of_metric
+            if one.verdict != "holds"
+        )
+        lines.append(f"{metric}: {holds} of {len(of_metric)} hold" + (f"; {other}" if other else ""))
     return "\n".join(lines)
 
 
-def table(rows: Rows) -> str:
+def table(rows: Rows, paper: Paper = PAPER, metrics: Sequence[str] = METRICS, of: str = "objective") -> str:
     """A Markdown table: each row's mean and half the span of its seeds, the paper's number in brackets."""
-    lines = ["| objective | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
+    lines = [f"| {of} | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
     for name, seeds in rows.items():
         cells = []
-        for place in range(len(METRICS)):
+        for place in range(len(metrics)):
             values = [seed[place] for seed in seeds]
             half = (max(values) - min(values)) / 2
             told = f"{statistics.mean(values):.1f}" + (f" ± {half:.1f}" if len(values) > 1 else "")
-            cells.append(told + (f" ({PAPER[name][place]:.1f})" if name in PAPER else ""))
+            cells.append(told + (f" ({paper[name][place]:.1f})" if len(paper.get(name, ())) > place else ""))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

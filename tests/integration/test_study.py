@@ -91,6 +91,33 @@ def test_several_sizes_are_measured(of_study: Callable[..., str], tmp_path: Path
     assert of_study("scaling", "--out", tmp_path, *options).strip() == (tmp_path / "table.md").read_text("utf-8").strip()
 
 
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed (apt-get install espeak-ng)")
+def test_poolings_of_speech_are_trained_and_judged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("soundfile", reason='soundfile is not installed (pip install -e ".[speech]")')
+    options = [
+        "poolings",
+        "--out",
+        tmp_path,
+        "--synthetic",
+        tmp_path / "speech",
+        "--count",
+        6,
+        "--test",
+        "synthetic:8@test-unheard",
+    ]
+    options += ["--steps", 2, "--layers", 1, "--ffn", 16, "--seconds-per-step", 8, "--jobs", 1, "--seeds", 0, 1]
+    study.main([str(word) for word in options])
+    printed = capsys.readouterr().out
+    assert "attention, seed 1: X-eng " in printed
+    table = (tmp_path / "table.md").read_text(encoding="utf-8").strip()
+    assert table in printed and "| max | " in table and "(28.1)" in table.splitlines()[3] and "X-eng: " in table.splitlines()[-1]
+    kept = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert list(kept["rows"]) == ["mean", "max", "attention"]
+    assert all(len(seed) == len(kept["metrics"]) == 4 for seeds in kept["rows"].values() for seed in seeds)
+    study.main([str(word) for word in options])
+    assert capsys.readouterr().out.strip() == table  # nothing is done again
+
+
 def test_laws_are_told_with_their_intervals() -> None:
     sizes = [1e5, 3e5, 1e6, 3e6, 1e7]
     losses = [50 * size**-0.4 + 0.5 for size in sizes]
