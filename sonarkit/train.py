@@ -530,10 +530,12 @@ def train_speech(run: SpeechRun, world: World) -> Evaluation:
         evaluate=lambda encoder: judge(encoder, judged),
         augment=run.augment,
         frozen_steps=run.frozen_steps,
+        ctc_weight=run.ctc_weight,
+        ctc_layer=run.ctc_layer,
     )
     print0(
         world,
-        f"{sum(p.numel() for p in task.model.parameters()) / 1e6:.1f}M parameters, {len(task.utterances)} utterances, "
+        f"{sum(p.numel() for p in task.encoder.parameters()) / 1e6:.1f}M parameters, {len(task.utterances)} utterances, "
         f"{sum(task.milliseconds) / 3.6e6:.2f} hours of speech",
     )
     return train(task, run.train, world)

@@ -3,7 +3,8 @@
 1. `teacher_vectors` encodes the transcriptions once and keeps them in a file, for that codec alone.
 2. `SpeechBatches` draws utterances by duration, perturbs their speed and masks their filter banks (SpecAugment,
    arXiv 1904.08779); what a step sees is the same on any number of ranks, and after a resume.
-3. `SpeechTask` is what the training loop needs.
+3. `SpeechTask` is what the training loop needs: the distance to the teacher, and where the body begins with random weights
+   also the spelling of what is said (CTC, Graves et al. 2006), without which it hears nothing for a long time.
 """
 
 from __future__ import annotations
@@ -131,11 +132,12 @@ def augmented(samples: np.ndarray, config: AugmentConfig, rng: np.random.Generat
 
 @dataclass(frozen=True)
 class SpeechBatch:
-    """Filter banks (L_i, 80), the vectors (n, D) they are to be brought to, and where they were listed. With `body_frozen` only
-    the pooler learns."""
+    """Filter banks (L_i, 80), the vectors (n, D) they are to be brought to, what is said, and where they were listed. With
+    `body_frozen` only the pooler learns."""
 
     features: list[Tensor]
     targets: Tensor
+    texts: list[str]
     sources: list[str]
     body_frozen: bool
 
@@ -168,8 +170,9 @@ class SpeechBatches:
         for draw, i in chosen:
             samples = audio.load(task.utterances[i].path)
             features.append(augmented(samples, task.augment, np.random.default_rng([task.seed, draw])))
-        indices = [i for _, i in chosen]
-        return SpeechBatch(features, task.targets.vectors[indices], [task.utterances[i].source for i in indices], frozen)
+        said = [task.utterances[i] for _, i in chosen]
+        targets = task.targets.vectors[[i for _, i in chosen]]
+        return SpeechBatch(features, targets, [u.text for u in said], [u.source for u in said], frozen)
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step, "drawn": self.drawn}
@@ -204,6 +207,38 @@ def micro_batches(lengths: Sequence[int], ranks: int, budget: int) -> list[list[
 # ---------------------------------------------------------------------- 3. the task
 
 
+class Speller(nn.Module):
+    """An encoder, and a head that reads bytes off the frames of one of its body's layers (the first is 1)."""
+
+    def __init__(self, encoder: SpeechEncoder, layer: int) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(encoder.config.body.width, 1 + 256)  # 0 is the blank
+        self._frames_BLH, self._lengths = torch.empty(0), list[int]()
+        encoder.body.layers[layer - 1].register_forward_hook(self._keep_frames)
+        encoder.body.register_forward_hook(self._keep_lengths)
+
+    def _keep_frames(self, layer: nn.Module, given: Any, output: Any) -> None:
+        self._frames_BLH = output[0] if isinstance(output, tuple) else output  # of transformers' layers
+
+    def _keep_lengths(self, body: nn.Module, given: Any, output: tuple[Tensor, list[int]]) -> None:
+        self._lengths = output[1]
+
+    def nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Of each of the N texts whose speech the encoder has just been given: -log p (N,), and its bytes (N,), float32."""
+        log_probs_BLV = self.head(self._frames_BLH).float().log_softmax(-1)
+        spelt = [torch.tensor(list(text.lower().encode())) + 1 for text in texts]
+        lengths = torch.tensor([len(one) for one in spelt])
+        nats_N = F.ctc_loss(
+            log_probs_BLV.transpose(0, 1),
+            torch.cat(spelt).to(log_probs_BLV.device),
+            torch.tensor(self._lengths),
+            lengths,
+            reduction="none",
+            zero_infinity=True,
+        )
+        return nats_N, lengths.to(nats_N)
+
+
 class SpeechTask:
     """What the training loop needs to train a `SpeechEncoder`; `evaluate` comes from the caller (see `judge`).
 
@@ -211,9 +246,13 @@ class SpeechTask:
     `frozen_steps` steps the body is left as it is and only the pooler learns (weight decay, where there is one, acts on the
     body, too). The encoder learns whose vectors it gives: `config.codec`.
 
+    With a `ctc_weight` the frames after the body's layer `ctc_layer` (the first is 1) are also to spell the transcription: that
+    weight times the nats per UTF-8 byte, lower case, of a head that is not saved with the encoder. Where there are fewer frames
+    than bytes it is 0.
+
     Raises ValueError where targets and utterances are not as many, the widths differ, the encoder belongs to another codec,
-    `frozen_steps` find no pooler, or an utterance is longer than `micro_seconds` or the encoder's `max_seconds`;
-    FileNotFoundError for a file that is not there.
+    `frozen_steps` find no pooler, `ctc_layer` no layer, or an utterance is longer than `micro_seconds` or the encoder's
+    `max_seconds`; FileNotFoundError for a file that is not there.
     """
 
     def __init__(
@@ -228,6 +267,8 @@ class SpeechTask:
         evaluate: Callable[[SpeechEncoder], Mapping[str, float | str]],
         augment: AugmentConfig = AugmentConfig(),
         frozen_steps: int = 0,
+        ctc_weight: float = 0.0,
+        ctc_layer: int = 1,
     ) -> None:
         if len(utterances) != len(targets.vectors) or not utterances:
             raise ValueError(
@@ -248,7 +289,14 @@ class SpeechTask:
             raise ValueError(
                 f"frozen_steps leave the pooler to learn, but pooling {encoder.config.pooling!r} has none; set them to 0"
             )
+        if ctc_weight < 0 or not 1 <= ctc_layer <= len(encoder.body.layers):
+            raise ValueError(
+                f"ctc_weight must not be negative and ctc_layer one of the body's layers 1 to {len(encoder.body.layers)}; "
+                f"got {ctc_weight} and {ctc_layer}"
+            )
         encoder.config = replace(encoder.config, codec=targets.codec)
+        self.speller = Speller(encoder, ctc_layer) if ctc_weight else None
+        self.ctc_weight, self.ctc_layer = ctc_weight, ctc_layer
         self.encoder, self.utterances, self.targets = encoder, list(utterances), targets
         self.seconds_per_step, self.micro_seconds, self.seed = seconds_per_step, micro_seconds, seed
         self.augment, self.frozen_steps, self._evaluate = augment, frozen_steps, evaluate
@@ -261,11 +309,13 @@ class SpeechTask:
                 )
         self._sharded = False
 
-    loss_unit = "squared_distance_per_dimension"
+    @property
+    def loss_unit(self) -> str:
+        return "squared_distance_per_dimension" + (f"_and_{self.ctc_weight:g}_ctc" if self.ctc_weight else "")
 
     @property
     def model(self) -> nn.Module:
-        return self.encoder
+        return self.encoder if self.speller is None else self.speller
 
     def batches(self, rank: int, size: int) -> SpeechBatches:
         return SpeechBatches(self, rank, size)
@@ -279,7 +329,12 @@ class SpeechTask:
         with torch.no_grad():
             away = (1 - F.cosine_similarity(vectors, targets)).sum()
         count = float(len(targets))
-        return LossSum(squared, count, {"mse": (squared.detach(), count), "cosine_distance": (away, count)})
+        parts = {"mse": (squared.detach(), count), "cosine_distance": (away, count)}
+        if self.speller is None:
+            return LossSum(squared, count, parts)
+        nats_N, bytes_N = self.speller.nats(batch.texts)
+        parts["ctc"] = (nats_N.detach().sum(), float(bytes_N.sum()))
+        return LossSum(squared + self.ctc_weight * (nats_N / bytes_N).sum(), count, parts)
 
     def evaluate(self, world: World) -> Mapping[str, float | str]:
         return self._evaluate(self.encoder) if world.rank == 0 or self._sharded else {}  # in parts it takes all ranks
@@ -293,9 +348,13 @@ class SpeechTask:
     def shard(self, world: World) -> None:
         """FSDP2 over the layers of the body."""
         shard(world, self.encoder, (), self.encoder.body.layers, ())
+        if self.speller is not None:
+            shard(world, self.speller.head, (), (), ())
         self._sharded = True
 
     def save_pretrained(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        if self.speller is not None:
+            weights = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
         self.encoder.save_pretrained(folder, weights=weights)
 
     def config(self) -> dict[str, Any]:
@@ -308,6 +367,7 @@ class SpeechTask:
             "micro_seconds": self.micro_seconds,
             "augment": to_dict(self.augment),
             "frozen_steps": self.frozen_steps,
+            "ctc": [self.ctc_weight, self.ctc_layer],
             "seed": self.seed,
         }
 

@@ -39,7 +39,7 @@ CONFIG = SpeechConfig(
     "attention",
     PoolerConfig(32, 1, 2, 32, dropout=0.0),
 )
-TEXTS = ["The little fox ran home.", "Mia found a red kite.", "They all laughed.", "Tom gave his friend an old map."]
+TEXTS = ["The little fox ran home.", "Mia found a red kite.", "We ran.", "Tom gave his friend an old map."]
 
 
 def speech(folder: Path, count: int = 12) -> list[Utterance]:
@@ -149,6 +149,39 @@ def test_the_loss_is_the_mean_square_summed_over_utterances(tmp_path: Path) -> N
     assert loss.count == len(batch.features) == learns.cost(batch)["sentences"]
 
 
+def test_frames_are_to_spell_what_is_said_too(tmp_path: Path) -> None:
+    """The third text has fewer bytes than its tones have frames; where there are more bytes the loss is 0."""
+    learns = task(speech(tmp_path), ctc_weight=0.25)
+    assert learns.speller is not None and learns.loss_unit == "squared_distance_per_dimension_and_0.25_ctc"
+    batches = learns.batches(0, 1)
+    batch = next(batch for _ in range(9) for batch in next(batches) if TEXTS[2] in batch.texts)
+    loss = learns.loss(batch)
+    squared = (learns.encoder(batch.features) - batch.targets).square().mean(1).sum()
+    frames, lengths = learns.encoder.body(  # of the only layer, before the last norm
+        torch.nn.utils.rnn.pad_sequence(batch.features, batch_first=True), [len(f) for f in batch.features]
+    )
+    expected, nats, count = squared, 0.0, 0
+    for i, text in enumerate(batch.texts):
+        frames = learns.speller._frames_BLH[i, : lengths[i]]
+        spelt = torch.tensor([1 + byte for byte in text.lower().encode()])
+        log_probs = learns.speller.head(frames).log_softmax(-1)[:, None]
+        sizes = torch.tensor([len(frames)]), torch.tensor([len(spelt)])
+        one = torch.nn.functional.ctc_loss(log_probs, spelt, *sizes, reduction="sum", zero_infinity=True)
+        expected, nats, count = expected + 0.25 * one / len(spelt), nats + one.item(), count + len(spelt)
+    torch.testing.assert_close(loss.total, expected)
+    assert loss.parts["ctc"] == (pytest.approx(nats), count) and nats > 0
+    loss.total.backward()
+    assert learns.speller.head.weight.grad is not None and learns.speller.head.weight.grad.abs().sum() > 0
+
+    records = train_and_read(learns, settings(tmp_path / "run", 30))
+    assert records[-1][1] < records[0][1]
+    spelling = [row["loss_ctc"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss_ctc" in row]
+    assert spelling[-1] < 0.7 * spelling[0]
+    final = SpeechEncoder.from_pretrained(tmp_path / "run" / "final")  # without the head
+    for key, value in final.state_dict().items():
+        torch.testing.assert_close(value, learns.encoder.state_dict()[key], atol=1e-3, rtol=1e-3)
+
+
 def test_a_speech_encoder_learns_and_says_whose_vectors_it_gives(tmp_path: Path) -> None:
     utterances = speech(tmp_path)
     sets = {"heard": (utterances, targets_for(utterances))}
@@ -182,6 +215,7 @@ def test_a_run_resumes_to_the_last_bit(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "augment": AugmentConfig(time_frames=5, mels=5),
         "frozen_steps": 3,
+        "ctc_weight": 0.1,
         "encoder": SpeechEncoder(replace(CONFIG, body=replace(CONFIG.body, dropout=0.1))),
     }
     weights = {key: value.clone() for key, value in options["encoder"].state_dict().items()}
@@ -207,6 +241,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         SpeechTask(SpeechEncoder(CONFIG), utterances, Targets(torch.zeros(12, 7), ""), **options)
     with pytest.raises(ValueError, match=r"speech\.tsv:\d+ .* s long, more than micro_seconds = 0\.6"):
         task(utterances, micro_seconds=0.6)
+    with pytest.raises(ValueError, match="one of the body's layers 1 to 1; got 0.1 and 2"):
+        task(utterances, ctc_weight=0.1, ctc_layer=2)
     with pytest.raises(ValueError, match="pooling 'mean' has none"):
         encoder = SpeechEncoder(SpeechConfig(32, replace(CONFIG.body, width=32), "mean", None))
         task(utterances, frozen_steps=1, encoder=encoder)
