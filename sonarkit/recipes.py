@@ -593,28 +593,34 @@ def _shared(size: str, family: str) -> dict[str, Any]:
 
 
 def speech_mini() -> SpeechRun:
-    """The small speech encoder: 4.1M parameters, StoryWorld by espeak-ng, two CPU cores.
+    """The small speech encoder: 5M parameters, StoryWorld by espeak-ng, two CPU cores.
 
-    No dropout: it takes a fifth of a step, and in five passes with varied speed and masks nothing is learnt by heart.
+    No dropout: it takes a fifth of a step, and with varied speed and masks nothing is learnt by heart. A step has two minutes of
+    sound since Muon's update takes as long as a minute's gradient. Spelling after the second layer of four brought the vectors
+    nearer (a cosine of 0.36 in 600 steps of a minute) than after the last (0.32).
     """
-    optimizer = OptimizerConfig(lr=2e-3, muon=True, warmup_steps=300, schedule="cosine", min_lr_ratio=0.01)
+    optimizer = OptimizerConfig(lr=2e-3, muon=True, warmup_steps=200, schedule="cosine", min_lr_ratio=0.01)
     return SpeechRun(
         TrainConfig(
             Path("runs/speech-mini"),
-            steps=6500,
+            steps=5600,
             precision="auto",
             log_every=50,
-            eval_every=500,
-            save_every=500,
+            eval_every=400,
+            save_every=200,
             optimizer=optimizer,
         ),
-        BodyConfig(192, 4, 4, 576, kernel=15, subsampling="convolution"),
+        BodyConfig(192, 5, 4, 576, kernel=15, subsampling="convolution"),
         data=("synthetic:16000",),
         pooler_layers=1,
         pooler_heads=4,
         pooler_ffn=512,
         pooler_dropout=0.0,
+        ctc_weight=0.1,
+        ctc_layer=2,
         augment=AugmentConfig(time_frames=25, mels=12),
+        seconds_per_step=120.0,
+        micro_seconds=60.0,
     )
 
 

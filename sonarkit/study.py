@@ -567,7 +567,7 @@ class Poolings:
     """A body of `layers` conformer layers, as wide as the codec's vectors, learns from `count` utterances of StoryWorld by
     espeak-ng, with each pooling and each of `seeds`; `test` has voices that it never heard. Attention brings a layer of its own.
 
-    `seconds_per_step` of sound a step. `jobs` encoders are trained at once, with `threads` threads each. The study goes on where
+    `seconds_per_step` of sound a step; frames spell after layer `ctc_layer`, as in the recipe of mini. `jobs` encoders are trained at once, with `threads` threads each. The study goes on where
     it was stopped, in the same `out` with the same options.
     """
 
@@ -581,6 +581,7 @@ class Poolings:
     layers: int = 2
     heads: int = 4
     ffn: int = 512
+    ctc_layer: int = 1
     seconds_per_step: float = 60.0
     jobs: int = 2
     threads: int = 1
@@ -615,6 +616,7 @@ def poolings(study: Poolings) -> str:
         valid=(study.test,),
         synthetic=study.synthetic,
         codec=study.codec,
+        ctc_layer=study.ctc_layer,
         seconds_per_step=study.seconds_per_step,
         pooler_heads=study.heads,
         pooler_ffn=study.ffn,
