@@ -593,7 +593,7 @@ def _shared(size: str, family: str) -> dict[str, Any]:
 
 
 def speech_mini() -> SpeechRun:
-    """The small speech encoder: 5M parameters, StoryWorld by espeak-ng, two CPU cores.
+    """The small speech encoder: 4.9M parameters, StoryWorld by espeak-ng, two CPU cores.
 
     No dropout: it takes a fifth of a step, and with varied speed and masks nothing is learnt by heart. A step has two minutes of
     sound since Muon's update takes as long as a minute's gradient. Spelling after the second layer of four brought the vectors

@@ -567,8 +567,8 @@ class Poolings:
     """A body of `layers` conformer layers, as wide as the codec's vectors, learns from `count` utterances of StoryWorld by
     espeak-ng, with each pooling and each of `seeds`; `test` has voices that it never heard. Attention brings a layer of its own.
 
-    `seconds_per_step` of sound a step; frames spell after layer `ctc_layer`, as in the recipe of mini. `jobs` encoders are trained at once, with `threads` threads each. The study goes on where
-    it was stopped, in the same `out` with the same options.
+    `seconds_per_step` of sound a step; frames spell after layer `ctc_layer`, as in mini's recipe. `jobs` encoders are trained at
+    once, with `threads` threads each. The study goes on where it was stopped, in the same `out` with the same options.
     """
 
     out: Path = Path("runs/poolings")
