@@ -299,8 +299,8 @@ class SpeechRun:
     `init` is a speech encoder of the same shape to go on from, "mini" or a folder, or `w2v-bert:` and a w2v-BERT 2.0 of
     Hugging Face's as the body; "" begins with random weights. Mean and max pooling keep the body's width, which must then be
     the codec's; attention pooling has a pooler as wide as the codec's vectors. For `frozen_steps` only the pooler learns. A body
-    with random weights needs a `ctc_weight` (see `SpeechTask`): without it `mini` gave every sentence the mean of all vectors for
-    as long as it was tried, 12 000 utterances.
+    with random weights needs a `ctc_weight` (see `SpeechTask`): without it `mini` gave every sentence little but the mean of
+    all vectors for as long as it was tried, 12 000 utterances.
     A step has about `seconds_per_step` of sound on all ranks together, a micro-batch at most `micro_seconds`, an
     utterance at most `max_seconds`.
     """
