@@ -57,10 +57,9 @@ from sonarkit.evaluation.story_evaluation import StoryEvaluation, evaluate_stori
 from sonarkit.models.backbone import BackboneConfig  # noqa: E402
 from sonarkit.models.family import load_model, trained_parameters  # noqa: E402
 from sonarkit.store.reader import Store  # noqa: E402
-from sonarkit.train import train_run  # noqa: E402
+from sonarkit.train import targets_of, train_run  # noqa: E402
 from sonarkit.training.metrics import loss_key, read_metrics  # noqa: E402
 from sonarkit.training.optimizer import OptimizerConfig  # noqa: E402
-from sonarkit.training.speech_task import teacher_vectors, vectors_beside  # noqa: E402
 
 T = TypeVar("T")
 
@@ -600,8 +599,7 @@ def poolings(study: Poolings) -> str:
     """Train and judge what is not yet there; the table as text, also kept in `out`."""
     sonar = Sonar.from_pretrained(study.codec)
     for spec in (f"synthetic:{study.count}", study.test):  # once, before the jobs would each make them
-        made = speech_set(spec, synthetic=study.synthetic, progress=True)
-        teacher_vectors(vectors_beside(made.manifest), made.utterances, sonar, progress=True)
+        targets_of(speech_set(spec, synthetic=study.synthetic, progress=True), sonar, start())
     base = recipes.speech_mini()
     width, steps = sonar.config.width, study.steps
     optimizer = replace(base.train.optimizer, warmup_steps=min(base.train.optimizer.warmup_steps, steps // 10))
@@ -628,10 +626,9 @@ def poolings(study: Poolings) -> str:
             this = replace(run, pooling=pooling, train=replace(train, out=out, seed=seed))
             jobs.append(SpeechJob(f"{pooling}, seed {seed}", this, study.test))
     results = spread(judged_speech, jobs, study.jobs)
-    rows = {
-        pooling: [results[f"{pooling}, seed {seed}"] for seed in study.seeds]
-        for pooling in dict.fromkeys(j.run.pooling for j in jobs)
-    }
+    rows: dict[str, list[list[float]]] = {}
+    for job in jobs:
+        rows.setdefault(job.run.pooling, []).append(results[job.name])
     shown = objective_study.table(rows, SPEECH_PAPER, SPEECH_METRICS, "pooling")
     orders = objective_study.verdicts(objective_study.orderings(rows, SPEECH_PAPER, SPEECH_METRICS))
     return _keep(study.out, f"{shown}\n\n{orders}", {"study": to_dict(study), "metrics": SPEECH_METRICS, "rows": rows})

@@ -515,8 +515,8 @@ def train_speech(run: SpeechRun, world: World) -> Evaluation:
     valid = _speech_sets(run.valid, "valid", run, world)
     if len({one.name for one in valid}) < len(valid):
         raise ValueError(f"the sets to be judged on need different names, got {', '.join(one.name for one in valid)}")
-    learnt = [_targets(one, sonar, world) for one in sets]
-    judged = {one.name: (one.utterances, _targets(one, sonar, world)) for one in valid}
+    learnt = [targets_of(one, sonar, world) for one in sets]
+    judged = {one.name: (one.utterances, targets_of(one, sonar, world)) for one in valid}
     targets = Targets(torch.cat([one.vectors for one in learnt]), learnt[0].codec)
     del sonar  # 6 GB of Meta's
     torch.manual_seed(run.train.seed)
@@ -549,7 +549,7 @@ def _speech_sets(specs: Sequence[str], split: Split, run: SpeechRun, world: Worl
     return opened or [speech_set(spec, split, run.synthetic) for spec in specs]
 
 
-def _targets(opened: SpeechSet, sonar: Sonar, world: World) -> Targets:
+def targets_of(opened: SpeechSet, sonar: Sonar, world: World) -> Targets:
     """The codec's vectors of what is said, kept beside the manifest for each codec."""
     file = vectors_beside(opened.manifest).with_suffix(f".{sonar.fingerprint()}.safetensors")
     return teacher_vectors(file, opened.utterances, sonar, world=world)

@@ -111,6 +111,7 @@ def test_poolings_of_speech_are_trained_and_judged(capsys: pytest.CaptureFixture
     assert "attention, seed 1: X-eng " in printed
     table = (tmp_path / "table.md").read_text(encoding="utf-8").strip()
     assert table in printed and "| max | " in table and "(28.1)" in table.splitlines()[3] and "X-eng: " in table.splitlines()[-1]
+    assert [len(list(folder.glob("*.vectors*"))) for folder in (tmp_path / "speech").glob("t*")] == [1, 1]  # one teacher for all
     kept = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     assert list(kept["rows"]) == ["mean", "max", "attention"]
     assert all(len(seed) == len(kept["metrics"]) == 4 for seeds in kept["rows"].values() for seed in seeds)
