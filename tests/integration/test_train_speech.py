@@ -49,7 +49,7 @@ def command(codec: Path, manifest: Path, out: Path, *more: Any, **options: Any) 
         "data": manifest, "valid": manifest.with_name("dev.tsv"), "codec": codec, "out": out, "steps": 6, "log_every": 1,
         "seconds_per_step": 2.0, "micro_seconds": 1.2, "width": 16, "layers": 1, "heads": 2, "ffn": 24, "kernel": 3,
         "dropout": 0.0, "pooler_dropout": 0.0, "pooler_heads": 2, "pooler_ffn": 32, "lr": 1e-2, "warmup_steps": 0,
-        "precision": "float32", "threads": 1, **options,
+        "ctc_weight": 0.0, "ctc_layer": 1, "precision": "float32", "threads": 1, **options,
     }  # fmt: skip
     words = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)]
     return ["speech", "--size", "mini", *map(str, [*words, "--no-tensorboard", *more])]
