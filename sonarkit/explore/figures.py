@@ -61,6 +61,8 @@ def filter_bank(features_LF: Array, title: str = "", seconds_per_frame: float = 
     frames = go.Heatmap(
         z=features.T.astype(np.float32),
         dx=seconds_per_frame,
+        zmin=-2.5,  # deviations; digital silence lies far below and would take the colours for itself
+        zmax=2.5,
         colorscale="Cividis",
         hovertemplate="%{x:.2f} s, band %{y}: %{z:.1f}<extra></extra>",
         colorbar={"title": "energy", "thickness": 12},
