@@ -300,7 +300,7 @@ class SpeechRun:
     Hugging Face's as the body; "" begins with random weights. Mean and max pooling keep the body's width, which must then be
     the codec's; attention pooling has a pooler as wide as the codec's vectors. For `frozen_steps` only the pooler learns. A body
     with random weights needs a `ctc_weight` (see `SpeechTask`): without it `mini` gave every sentence little but the mean of
-    all vectors for as long as it was tried, 12 000 utterances.
+    all vectors for as long as it was tried, 11 000 utterances.
     A step has about `seconds_per_step` of sound on all ranks together, a micro-batch at most `micro_seconds`, an
     utterance at most `max_seconds`.
     """
@@ -596,8 +596,9 @@ def speech_mini() -> SpeechRun:
     """The small speech encoder: 4.9M parameters, StoryWorld by espeak-ng, two CPU cores.
 
     No dropout: it takes a fifth of a step, and with varied speed and masks nothing is learnt by heart. A step has two minutes of
-    sound since Muon's update takes as long as a minute's gradient. Spelling after the second layer of four brought the vectors
-    nearer (a cosine of 0.36 in 600 steps of a minute) than after the last (0.32).
+    sound since Muon's update takes nearly as long as a minute's gradient; a step brought no more so than by one minute (a cosine of
+    0.27 for unheard voices at 400 steps, and 0.30). Spelling after the second layer of four brought the vectors nearer (0.36 in
+    600 steps of a minute) than after the last (0.32). The run was not taken to its end yet.
     """
     optimizer = OptimizerConfig(lr=2e-3, muon=True, warmup_steps=200, schedule="cosine", min_lr_ratio=0.01)
     return SpeechRun(

@@ -60,7 +60,7 @@ def beside_the_paper(rows: Rows, metric: str) -> dict[str, dict[str, Interval]]:
     place, both = METRICS.index(metric), [name for name in PAPER if name in rows]
     seeds = {name: [seed[place] for seed in rows[name]] for name in both}
     return {
-        "the paper": {name: Interval(PAPER[name][place], *2 * (PAPER[name][place],), 1) for name in both},
+        "the paper": {name: Interval(value := PAPER[name][place], value, value, 1) for name in both},
         "here": {name: Interval(statistics.mean(v), min(v), max(v), len(v), 1.0) for name, v in seeds.items()},
     }
 

@@ -1,6 +1,6 @@
 """A training step of a full-size speech encoder beside Hugging Face's w2v-BERT 2.0 alone, on the same sound, in turns.
 
-    python tests/bench/speech_step.py            # 24 layers of 1024, random weights, 14 GB; some 5 minutes on two cores
+    python tests/bench/speech_step.py            # 24 layers of 1024, random weights; by count 10 GB
     python tests/bench/speech_step.py --quick    # tiny, seconds: does it run
 
 in an environment with `pip install -e ".[speech]"`. A step is forward and backward pass of what `train.py speech --size 600M`
