@@ -596,9 +596,9 @@ def speech_mini() -> SpeechRun:
     """The small speech encoder: 4.9M parameters, StoryWorld by espeak-ng, two CPU cores.
 
     No dropout: it takes a fifth of a step, and with varied speed and masks nothing is learnt by heart. A step has two minutes of
-    sound since Muon's update takes nearly as long as a minute's gradient; a step brought no more so than by one minute (a cosine of
-    0.27 for unheard voices at 400 steps, and 0.30). Spelling after the second layer of four brought the vectors nearer (0.36 in
-    600 steps of a minute) than after the last (0.32). The run was not taken to its end yet.
+    sound since Muon's update takes nearly as long as a minute's gradient, but it brought no more than a step of one minute did
+    (a cosine of 0.27 for unheard voices after 400, and 0.30). Spelling after the second layer of four brought the vectors nearer
+    (0.36 after 600 steps of a minute) than after the last (0.32). The run was not taken to its end yet.
     """
     optimizer = OptimizerConfig(lr=2e-3, muon=True, warmup_steps=200, schedule="cosine", min_lr_ratio=0.01)
     return SpeechRun(
