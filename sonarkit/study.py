@@ -317,8 +317,6 @@ class Families(ModelStudy):
 
     out: Path = Path("runs/families")
     stories: int = 60_000
-    jobs: int = 1
-    threads: int = 2
     backbone: BackboneConfig = recipes.SONAR_LLM_SIZES["mini"]
     steps: int = 3000
     seeds: tuple[int, ...] = (0,)
