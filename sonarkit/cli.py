@@ -108,11 +108,12 @@ def story(
     """Tell a story from its beginning, sentence by sentence as they are made.
 
     examples:
-      sonarkit story "Once upon a time there was a little fox named Mia."
-      sonarkit story --output-lang deu_Latn "One day, Tom found an old key."
-      sonarkit story --noise 0.2 --seed 7 beginning.txt
-      echo "One day, Tom found an old key." | sonarkit story --json
-      sonarkit story --audio beginning.wav --lang eng_Latn
+
+        sonarkit story "Once upon a time there was a little fox named Mia."
+        sonarkit story --output-lang deu_Latn "One day, Tom found an old key."
+        sonarkit story --noise 0.2 --seed 7 beginning.txt
+        echo "One day, Tom found an old key." | sonarkit story --json
+        sonarkit story --audio beginning.wav --lang eng_Latn
 
     Args:
         prompt: The beginning, one or more sentences; a file's name; or - or nothing for standard input
@@ -185,10 +186,11 @@ def encode(
     """Sentences to vectors, one per line of the input, which may be of any length.
 
     examples:
-      sonarkit encode sentences.txt --out vectors.npy
-      sonarkit encode --json "A fox ran home." "The moon rose."
-      sonarkit encode --lang fra_Latn --json < phrases.txt
-      sonarkit encode --audio --out vectors.npy *.wav
+
+        sonarkit encode sentences.txt --out vectors.npy
+        sonarkit encode --json "A fox ran home." "The moon rose."
+        sonarkit encode --lang fra_Latn --json < phrases.txt
+        sonarkit encode --audio --out vectors.npy *.wav
 
     Args:
         texts: Sentences, or a file with one a line; - or nothing for standard input.
@@ -252,8 +254,9 @@ def decode(
     """Vectors to sentences, one a line.
 
     examples:
-      sonarkit decode vectors.npy --lang spa_Latn
-      sonarkit encode --json "A fox ran home." | sonarkit decode --lang fra_Latn
+
+        sonarkit decode vectors.npy --lang spa_Latn
+        sonarkit encode --json "A fox ran home." | sonarkit decode --lang fra_Latn
 
     Args:
         vectors: A .npy file of shape (n, D), or JSON lines with "embedding" (- or nothing for standard input).
@@ -287,8 +290,9 @@ def translate(
     """Translate sentences by encoding them in one language and decoding in another.
 
     examples:
-      sonarkit translate --target-lang deu_Latn "A fox ran home."
-      sonarkit translate --source-lang fra_Latn --target-lang eng_Latn < phrases.txt
+
+        sonarkit translate --target-lang deu_Latn "A fox ran home."
+        sonarkit translate --source-lang fra_Latn --target-lang eng_Latn < phrases.txt
 
     Args:
         texts: Sentences, or a file with one a line; - or nothing for standard input.
@@ -321,10 +325,11 @@ def convert(
     """Turn the weights of a SONAR codec from any published layout into ours, or into Meta's.
 
     examples:
-      sonarkit convert codec --encoder sonar_text_encoder.pt --decoder sonar_text_decoder.pt --tokenizer sentencepiece.model
-      sonarkit convert codec --encoder cointegrated/SONAR_200_text_encoder --decoder raxtemur/SONAR_200_text_decoder
-      sonarkit convert start --nllb facebook/nllb-200-distilled-600M
-      sonarkit convert for-meta --codec mini --to meta
+
+        sonarkit convert codec --encoder sonar_text_encoder.pt --decoder sonar_text_decoder.pt --tokenizer sentencepiece.model
+        sonarkit convert codec --encoder cointegrated/SONAR_200_text_encoder --decoder raxtemur/SONAR_200_text_decoder
+        sonarkit convert start --nllb facebook/nllb-200-distilled-600M
+        sonarkit convert for-meta --codec mini --to meta
 
     Args:
         out: The folder to write.
@@ -380,10 +385,11 @@ def evaluate_codec(
     """Measure a codec: what comes back, translation from and into a pivot language, xsim and xsim++, and its space.
 
     examples:
-      sonarkit evaluate codec mini --on storyworld:test --every 10
-      sonarkit evaluate codec mini --on handwritten --langs en de --noise 0 0.1 0.2 0.5
-      sonarkit evaluate codec sonar --on flores200_dataset --device cuda --out sonar.json
-      sonarkit evaluate codec mini --on tatoeba_eng_deu.jsonl.gz@held-out
+
+        sonarkit evaluate codec mini --on storyworld:test --every 10
+        sonarkit evaluate codec mini --on handwritten --langs en de --noise 0 0.1 0.2 0.5
+        sonarkit evaluate codec sonar --on flores200_dataset --device cuda --out sonar.json
+        sonarkit evaluate codec mini --on tatoeba_eng_deu.jsonl.gz@held-out
 
     Args:
         model: "mini", "sonar", "sonar-finetuned" or the folder of a codec.
@@ -449,9 +455,10 @@ def evaluate_stories(
     compared with the first by paired permutation tests.
 
     examples:
-      sonarkit evaluate stories mini --show 20
-      sonarkit evaluate stories mini runs/mse-lcm/final runs/token-llm/final --on storyworld:test --count 100 --out stories.json
-      sonarkit evaluate stories mini --on storyworld:unseen --lang fr --beam-size 1 --json
+
+        sonarkit evaluate stories mini --show 20
+        sonarkit evaluate stories mini runs/mse-lcm/final runs/token-llm/final --on storyworld:test --count 100 --out stories.json
+        sonarkit evaluate stories mini --on storyworld:unseen --lang fr --beam-size 1 --json
 
     Args:
         models: "mini" (SONAR-LLM), mini-FAMILY for what is shipped of another, or the folders of trained models.
@@ -526,8 +533,9 @@ def evaluate_judge(
     that are missing.
 
     examples:
-      sonarkit evaluate judge stories.json --judge gpt-4o --price-in 2.5 --price-out 10
-      sonarkit evaluate judge stories.json --endpoint http://localhost:8000/v1 --judge my-model --key-variable ""
+
+        sonarkit evaluate judge stories.json --judge gpt-4o --price-in 2.5 --price-out 10
+        sonarkit evaluate judge stories.json --endpoint http://localhost:8000/v1 --judge my-model --key-variable ""
 
     Args:
         stories: The file that sonarkit evaluate stories --out wrote.
@@ -571,8 +579,9 @@ def evaluate_concepts(
     """How well a model over sentence vectors predicts the next one: the metrics of Meta's LCM paper, and bits per byte.
 
     examples:
-      sonarkit evaluate concepts mini --store stores/storyworld-valid
-      sonarkit evaluate concepts runs/mse-lcm/final --store stores/storyworld-valid --limit 500 --no-decode --json
+
+        sonarkit evaluate concepts mini --store stores/storyworld-valid
+        sonarkit evaluate concepts runs/mse-lcm/final --store stores/storyworld-valid --limit 500 --no-decode --json
 
     Args:
         model: "mini" (SONAR-LLM), mini-FAMILY, or the folder of a trained model; not a token-level one.
@@ -629,8 +638,9 @@ def evaluate_summaries(
     """Let a model of any family summarize documents, and compare with their summaries, beside the first sentences.
 
     examples:
-      sonarkit evaluate summaries mini --on pairs.jsonl --document article --summary highlights
-      sonarkit evaluate summaries runs/summarizer/final --on cnn_dailymail --limit 1000 --out summaries.json
+
+        sonarkit evaluate summaries mini --on pairs.jsonl --document article --summary highlights
+        sonarkit evaluate summaries runs/summarizer/final --on cnn_dailymail --limit 1000 --out summaries.json
 
     Args:
         model: "mini" (SONAR-LLM), mini-FAMILY, or the folder of a trained model.
@@ -686,9 +696,10 @@ def evaluate_speech(
     """Measure a speech encoder: transcription, zero-shot translation, and the search for its sentences among texts.
 
     examples:
-      sonarkit evaluate speech mini --on synthetic:200@test-unheard
-      sonarkit evaluate speech mini --speech runs/speech/final --on speech.tsv --out speech.json
-      sonarkit evaluate speech sonar --speech fr --on fleurs/data/fr_fr@test --translations flores200_dataset@dev --into en
+
+        sonarkit evaluate speech mini --on synthetic:200@test-unheard
+        sonarkit evaluate speech mini --speech runs/speech/final --on speech.tsv --out speech.json
+        sonarkit evaluate speech sonar --speech fr --on fleurs/data/fr_fr@test --translations flores200_dataset@dev --into en
 
     Args:
         model: "mini", "sonar", "sonar-finetuned" or the folder of a codec.
@@ -745,8 +756,9 @@ def lab(folder: Path = Path("sonarkit-notebooks"), no_browser: bool = False, all
     """Open JupyterLab on a working copy of the notebooks.
 
     examples:
-      sonarkit lab
-      sonarkit lab --folder ~/my-notebooks --no-browser
+
+        sonarkit lab
+        sonarkit lab --folder ~/my-notebooks --no-browser
 
     Args:
         folder: Where the working copy lies; notebooks that are there already are kept.
