@@ -29,8 +29,8 @@ import json  # noqa: E402
 import multiprocessing  # noqa: E402
 from collections.abc import Callable, Iterable, Sequence  # noqa: E402
 from concurrent.futures import ProcessPoolExecutor  # noqa: E402
-from dataclasses import dataclass, replace  # noqa: E402
-from typing import Any, TypeVar  # noqa: E402
+from dataclasses import dataclass, field, replace  # noqa: E402
+from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -61,7 +61,72 @@ from sonarkit.train import targets_of, train_run  # noqa: E402
 from sonarkit.training.metrics import loss_key, read_metrics  # noqa: E402
 from sonarkit.training.optimizer import OptimizerConfig  # noqa: E402
 
-T = TypeVar("T")
+# ---------------------------------------------------------------------- what the studies share
+
+Run = recipes.CodecRun | recipes.StoreRun | recipes.SpeechRun
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model to train and what is to be found out of it, in one process: `find(job, folder of the model, **options)`."""
+
+    name: str
+    run: Run
+    find: Callable[..., Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def spread(jobs: Sequence[Job], at_once: int) -> dict[str, Any]:
+    """What each of the jobs finds, by its name; several at once in processes of their own."""
+    if at_once == 1 or len(jobs) == 1:
+        return dict(map(done, jobs))
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
+        return dict(pool.map(done, jobs))
+
+
+def done(job: Job) -> tuple[str, Any]:
+    """The job's name and what it finds, which is kept in the run's folder; ValueError where that holds another study's."""
+    torch.set_num_threads(job.run.train.threads or 1)
+    settings = {"run": to_dict(job.run), **job.options}
+    found = once(job.run.train.out / "report.json", settings, lambda: job.find(job, trained(job.run), **job.options))
+    return job.name, found
+
+
+def trained(run: Run) -> Path:
+    """The folder of the trained model, which is trained first unless it was. ValueError where that was stopped before its end."""
+    final = run.train.out / "final"
+    if not (final / "config.json").is_file():
+        train_run(run, start())
+    if not (final / "config.json").is_file():
+        raise ValueError(f"the training in {run.train.out} was stopped before its end; the same command goes on from there")
+    return final
+
+
+def once(file: Path, settings: dict[str, Any], find: Callable[[], Any]) -> Any:
+    """What `find` gives, kept in `file`; the settings are noted beside it before. ValueError where others are noted there."""
+    noted = file.with_name("settings.json")
+    if noted.is_file() and (told := difference(json.loads(noted.read_text(encoding="utf-8")), settings)):
+        raise ValueError(f"{file.parent} is of another study ({'; '.join(told)}); choose another --out, or delete it")
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_json(noted, settings)
+        _write_json(file, find())
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _keep(out: Path, text: str, rows: dict[str, Any]) -> str:
+    """The study's tables and numbers in its folder."""
+    write_atomically(out / "table.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    _write_json(out / "rows.json", rows)
+    return text
+
+
+def _write_json(file: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+# ---------------------------------------------------------------------- objectives
 
 SONAR = "MT + 0.1 MSE + 0.01 DAE"
 TUNED = "+ tuned decoder"
@@ -99,23 +164,11 @@ class Objectives:
     threads: int = 1
 
 
-@dataclass(frozen=True)
-class Job:
-    """A codec to train and to judge, in one process."""
-
-    name: str
-    run: recipes.CodecRun
-    test: str
-    test_every: int
-    threads: int
-
-
 def objectives(study: Objectives) -> str:
     """Train and judge what is not yet there; the table as text, also kept in `out`."""
     first, second = jobs(study)
-    with ProcessPoolExecutor(study.jobs, multiprocessing.get_context("spawn")) as pool:
-        results = dict(pool.map(judged, first))
-        results |= dict(pool.map(judged, second))  # which begin with what the first ones made
+    results = spread(first, study.jobs)
+    results |= spread(second, study.jobs)  # which begin with what the first ones made
     rows: dict[str, list[list[float]]] = {}
     for name, report in results.items():
         row = name.rpartition(", seed ")[0]
@@ -181,7 +234,8 @@ def _job(study: Objectives, name: str, seed: int, **fields: Any) -> Job:
         micro_pairs=study.pairs_per_step,
         judged=False,
     )
-    return Job(f"{name}, seed {seed}", replace(run, **fields), study.test, study.test_every, study.threads)
+    judging = {"test": study.test, "test_every": study.test_every}
+    return Job(f"{name}, seed {seed}", replace(run, **fields), judge_codec, judging)
 
 
 def _folder(study: Objectives, name: str, seed: int) -> Path:
@@ -189,18 +243,13 @@ def _folder(study: Objectives, name: str, seed: int) -> Path:
     return study.out / f"{plain}-{seed}"
 
 
-def judged(job: Job) -> tuple[str, dict]:
-    """Train the run and measure it, unless that was done."""
-    torch.set_num_threads(job.threads)
-
-    def find() -> dict[str, Any]:
-        sonar = Sonar.from_pretrained(trained(job.run))
-        rows = spoken(rows_of(job.test, every=job.test_every), sonar.languages)
-        report = evaluate_codec(sonar, rows, beam_size=1, spbleu=False)
-        print(f"{job.name}: " + ", ".join(f"{metric} {report['mean'][KEYS[metric]]:.1f}" for metric in METRICS), flush=True)
-        return report
-
-    return job.name, once(job.run.train.out / "report.json", to_dict(job), find)
+def judge_codec(job: Job, folder: Path, test: str, test_every: int) -> dict[str, Any]:
+    """The codec's report on every `test_every`-th row of `test`."""
+    sonar = Sonar.from_pretrained(folder)
+    rows = spoken(rows_of(test, every=test_every), sonar.languages)
+    report = evaluate_codec(sonar, rows, beam_size=1, spbleu=False)
+    print(f"{job.name}: " + ", ".join(f"{metric} {report['mean'][KEYS[metric]]:.1f}" for metric in METRICS), flush=True)
+    return report
 
 
 # ---------------------------------------------------------------------- the four families
@@ -276,36 +325,6 @@ def model_run(study: ModelStudy, family: str, backbone: BackboneConfig, steps: i
     )
 
 
-def trained(run: recipes.CodecRun | recipes.StoreRun | recipes.SpeechRun) -> Path:
-    """The folder of the trained model, which is trained first unless it was. ValueError where that was stopped before its end."""
-    final = run.train.out / "final"
-    if not (final / "config.json").is_file():
-        train_run(run, start())
-    if not (final / "config.json").is_file():
-        raise ValueError(f"the training in {run.train.out} was stopped before its end; the same command goes on from there")
-    return final
-
-
-def once(file: Path, settings: dict[str, Any], find: Callable[[], T]) -> T:
-    """What `find` gives, kept in `file`; the settings are noted beside it before. ValueError where others are noted there."""
-    noted = file.with_name("settings.json")
-    if noted.is_file() and (told := difference(json.loads(noted.read_text(encoding="utf-8")), settings)):
-        raise ValueError(f"{file.parent} is of another study ({'; '.join(told)}); choose another --out, or delete it")
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(noted, settings)
-        _write_json(file, find())
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def spread(work: Callable[[Any], tuple[str, T]], jobs: Sequence[Any], at_once: int) -> dict[str, T]:
-    """What each of the jobs gives, by its name; several at once in processes of their own."""
-    if at_once == 1 or len(jobs) == 1:
-        return dict(map(work, jobs))
-    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
-        return dict(pool.map(work, jobs))
-
-
 @dataclass(frozen=True)
 class Families(ModelStudy):
     """Every model has this `backbone` (a diffusion LCM: two towers of as many weights) and learns for `steps` steps.
@@ -331,36 +350,18 @@ class Families(ModelStudy):
             raise ValueError(f"there must be a seed, and steps and count must be at least 1: {self}")
 
 
-@dataclass(frozen=True)
-class FamilyJob:
-    """A model to train and whose stories to judge, in one process."""
-
-    name: str
-    family: str
-    run: recipes.StoreRun
-    on: str
-    count: int
-    max_sentences: int
-    max_tokens: int
-
-
 def families(study: Families) -> str:
     """Train and judge what is not yet there; the tables as text, also kept in `out` with all numbers (`rows.json`)."""
     make_stores(study)
-    jobs = [
-        FamilyJob(
-            f"{family}, seed {seed}",
-            family,
-            model_run(study, family, study.backbone, study.steps, seed, study.out / f"{family}-{seed}"),
-            study.on,
-            study.count,
-            study.max_sentences,
-            study.max_tokens,
-        )
-        for seed in study.seeds
-        for family in study.families
-    ]
-    results = spread(judged_family, jobs, study.jobs)
+    jobs = []
+    for seed in study.seeds:
+        for family in study.families:
+            run = model_run(study, family, study.backbone, study.steps, seed, study.out / f"{family}-{seed}")
+            judging: dict[str, Any] = {"on": study.on, "count": study.count, "max_sentences": study.max_sentences}
+            if family == "token-llm":
+                judging["max_tokens"] = study.max_tokens
+            jobs.append(Job(f"{family}, seed {seed}", run, judge_stories, {"family": family, **judging}))
+    results = spread(jobs, study.jobs)
     found = {
         family: [StoryEvaluation.from_dict(results[f"{family}, seed {seed}"]) for seed in study.seeds]
         for family in study.families
@@ -382,32 +383,12 @@ def families(study: Families) -> str:
     return _keep(study.out, "\n\n".join(filter(None, parts)), rows)
 
 
-def judged_family(job: FamilyJob) -> tuple[str, dict[str, Any]]:
-    """Train the model and judge its stories, unless that was done."""
-    torch.set_num_threads(job.run.train.threads or 1)
-
-    def find() -> dict[str, Any]:
-        model = load_model(trained(job.run))
-        prompts = story_evaluation.prompts_for(job.on, job.count)
-        options: dict[str, Any] = {"max_tokens": job.max_tokens} if job.family == "token-llm" else {}
-        evaluation = evaluate_stories(model, prompts, job.family, max_sentences=job.max_sentences, **options)
-        told = ", ".join(f"{name} {evaluation.scores[name].value:.2f}" for name in story_evaluation.COMPARED)
-        print(f"{job.name}: {told}", flush=True)
-        return evaluation.to_dict()
-
-    return job.name, once(job.run.train.out / "report.json", to_dict(job), find)
-
-
-def _keep(out: Path, text: str, rows: dict[str, Any]) -> str:
-    """The study's tables and numbers in its folder."""
-    write_atomically(out / "table.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
-    _write_json(out / "rows.json", rows)
-    return text
-
-
-def _write_json(file: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
+def judge_stories(job: Job, folder: Path, family: str, on: str, count: int, **limits: Any) -> dict[str, Any]:
+    """How the model goes on with `count` stories of `on`."""
+    evaluation = evaluate_stories(load_model(folder), story_evaluation.prompts_for(on, count), family, **limits)
+    told = ", ".join(f"{name} {evaluation.scores[name].value:.2f}" for name in story_evaluation.COMPARED)
+    print(f"{job.name}: {told}", flush=True)
+    return evaluation.to_dict()
 
 
 # ---------------------------------------------------------------------- scaling
@@ -449,37 +430,21 @@ class Scaling(ModelStudy):
             raise ValueError(f"steps, seeds, baseline_seeds and limit must be at least 1: {self}")
 
 
-@dataclass(frozen=True)
-class ScalingJob:
-    """A model to train and to measure, in one process."""
-
-    name: str
-    family: str
-    size: str
-    run: recipes.StoreRun
-    limit: int
-
-
 UNITS = ("loss", "bits_per_byte")
 
 
 def scaling(study: Scaling) -> str:
     """Train and measure what is not yet there; laws and points as text, also kept in `out` with all numbers (`rows.json`)."""
     make_stores(study)
-    jobs = [
-        ScalingJob(
-            f"{family} {size}, seed {seed}",
-            family,
-            size,
-            model_run(study, family, SIZES[size], study.steps, seed, study.out / f"{family}-{size}-{seed}"),
-            study.limit,
-        )
-        for size in study.sizes
-        for family in study.families
-        for seed in range(study.seeds if family == "sonar-llm" else study.baseline_seeds)
-    ]
-    results = spread(measured, jobs, study.jobs)
-    points = [{"family": job.family, "size": job.size, "seed": job.run.train.seed, **results[job.name]} for job in jobs]
+    jobs, of = [], []
+    for size in study.sizes:
+        for family in study.families:
+            for seed in range(study.seeds if family == "sonar-llm" else study.baseline_seeds):
+                run = model_run(study, family, SIZES[size], study.steps, seed, study.out / f"{family}-{size}-{seed}")
+                jobs.append(Job(f"{family} {size}, seed {seed}", run, measure, {"limit": study.limit}))
+                of.append({"family": family, "size": size, "seed": seed})
+    results = spread(jobs, study.jobs)
+    points = [known | results[job.name] for known, job in zip(of, jobs)]
     fits = {
         unit: {
             family: fit_scaling(
@@ -498,25 +463,21 @@ def scaling(study: Scaling) -> str:
     return _keep(study.out, text, {"study": to_dict(study), "points": points, "fits": kept})
 
 
-def measured(job: ScalingJob) -> tuple[str, dict[str, Any]]:
-    """Train the model and measure it, unless that was done."""
-    torch.set_num_threads(job.run.train.threads or 1)
-
-    def find() -> dict[str, Any]:
-        model = load_model(trained(job.run))
-        last = [record for record in read_metrics(job.run.train.out / "metrics.jsonl") if record["kind"] == "eval"][-1]
-        parameters, embedding = trained_parameters(model)
-        found = {
-            "parameters": parameters,
-            "embedding_parameters": embedding,
-            "loss": last[loss_key(last)],
-            "unit": loss_key(last).removeprefix("loss_"),
-            "bits_per_byte": bits_per_byte(model, Store(job.run.valid), job.limit).value,
-        }
-        print(f"{job.name}: loss {found['loss']:.4f} {found['unit']}, {found['bits_per_byte']:.4f} bits per byte", flush=True)
-        return found
-
-    return job.name, once(job.run.train.out / "measured.json", to_dict(job), find)
+def measure(job: Job, folder: Path, limit: int) -> dict[str, Any]:
+    """The model's size, its last validation loss, and its bits per byte on the first `limit` stories of the same set."""
+    assert isinstance(job.run, recipes.StoreRun)
+    model = load_model(folder)
+    last = [record for record in read_metrics(job.run.train.out / "metrics.jsonl") if record["kind"] == "eval"][-1]
+    parameters, embedding = trained_parameters(model)
+    found = {
+        "parameters": parameters,
+        "embedding_parameters": embedding,
+        "loss": last[loss_key(last)],
+        "unit": loss_key(last).removeprefix("loss_"),
+        "bits_per_byte": bits_per_byte(model, Store(job.run.valid), limit).value,
+    }
+    print(f"{job.name}: loss {found['loss']:.4f} {found['unit']}, {found['bits_per_byte']:.4f} bits per byte", flush=True)
+    return found
 
 
 def scaling_points(points: Sequence[dict[str, Any]]) -> str:
@@ -584,15 +545,6 @@ class Poolings:
     threads: int = 1
 
 
-@dataclass(frozen=True)
-class SpeechJob:
-    """A speech encoder to train and to judge, in one process."""
-
-    name: str
-    run: recipes.SpeechRun
-    test: str
-
-
 def poolings(study: Poolings) -> str:
     """Train and judge what is not yet there; the table as text, also kept in `out`."""
     sonar = Sonar.from_pretrained(study.codec)
@@ -617,38 +569,31 @@ def poolings(study: Poolings) -> str:
         pooler_heads=study.heads,
         pooler_ffn=study.ffn,
     )
-    jobs = []
+    jobs, rows = [], dict[str, list[list[float]]]()
     for seed in study.seeds:
         for pooling in ("mean", "max", "attention"):
-            out = study.out / f"{pooling}-{seed}"
-            this = replace(run, pooling=pooling, train=replace(train, out=out, seed=seed))
-            jobs.append(SpeechJob(f"{pooling}, seed {seed}", this, study.test))
-    results = spread(judged_speech, jobs, study.jobs)
-    rows: dict[str, list[list[float]]] = {}
-    for job in jobs:
-        rows.setdefault(job.run.pooling, []).append(results[job.name])
+            this = replace(run, pooling=pooling, train=replace(train, out=study.out / f"{pooling}-{seed}", seed=seed))
+            jobs.append(Job(f"{pooling}, seed {seed}", this, judge_speech, {"test": study.test}))
+    for name, found in spread(jobs, study.jobs).items():
+        rows.setdefault(name.partition(",")[0], []).append(found)
     shown = objective_study.table(rows, SPEECH_PAPER, SPEECH_METRICS, "pooling")
     orders = objective_study.verdicts(objective_study.orderings(rows, SPEECH_PAPER, SPEECH_METRICS))
     return _keep(study.out, f"{shown}\n\n{orders}", {"study": to_dict(study), "metrics": SPEECH_METRICS, "rows": rows})
 
 
-def judged_speech(job: SpeechJob) -> tuple[str, list[float]]:
-    """Train the encoder and measure SPEECH_METRICS, unless that was done."""
-    torch.set_num_threads(job.run.train.threads or 1)
-
-    def find() -> list[float]:
-        sonar = Sonar.from_pretrained(job.run.codec)
-        sonar.add_speech(SpeechEncoder.from_pretrained(trained(job.run)))
-        judged_on = speech_set(job.test, synthetic=job.run.synthetic)
-        report = evaluate_speech(sonar, judged_on.utterances, judged_on.translations, beam_size=1)
-        spoken_in = report["languages"]
-        into = np.mean([row["bleu_into_eng_Latn"] for code, row in spoken_in.items() if code != "eng_Latn"]).item()
-        search = np.mean([row["xsim" if code == "eng_Latn" else "xsim_to_eng_Latn"] for code, row in spoken_in.items()]).item()
-        found = [into, report["mean"]["bleu"], report["mean"]["wer"], search]
-        print(f"{job.name}: " + ", ".join(f"{name} {value:.1f}" for name, value in zip(SPEECH_METRICS, found)), flush=True)
-        return found
-
-    return job.name, once(job.run.train.out / "report.json", to_dict(job), find)
+def judge_speech(job: Job, folder: Path, test: str) -> list[float]:
+    """SPEECH_METRICS of the encoder."""
+    assert isinstance(job.run, recipes.SpeechRun)
+    sonar = Sonar.from_pretrained(job.run.codec)
+    sonar.add_speech(SpeechEncoder.from_pretrained(folder))
+    judged_on = speech_set(test, synthetic=job.run.synthetic)
+    report = evaluate_speech(sonar, judged_on.utterances, judged_on.translations, beam_size=1)
+    spoken_in = report["languages"]
+    into = np.mean([row["bleu_into_eng_Latn"] for code, row in spoken_in.items() if code != "eng_Latn"]).item()
+    search = np.mean([row["xsim" if code == "eng_Latn" else "xsim_to_eng_Latn"] for code, row in spoken_in.items()]).item()
+    found = [into, report["mean"]["bleu"], report["mean"]["wer"], search]
+    print(f"{job.name}: " + ", ".join(f"{name} {value:.1f}" for name, value in zip(SPEECH_METRICS, found)), flush=True)
+    return found
 
 
 STUDIES: dict[str, tuple[Any, Callable[[Any], str]]] = {
