@@ -320,6 +320,7 @@ class SpeechRun:
     frozen_steps: int = 0
     ctc_weight: float = 0.0
     ctc_layer: int = 1
+    decoder_weight: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seconds_per_step: float = 60.0
     micro_seconds: float = 30.0

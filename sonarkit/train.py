@@ -518,7 +518,6 @@ def train_speech(run: SpeechRun, world: World) -> Evaluation:
     learnt = [targets_of(one, sonar, world) for one in sets]
     judged = {one.name: (one.utterances, targets_of(one, sonar, world)) for one in valid}
     targets = Targets(torch.cat([one.vectors for one in learnt]), learnt[0].codec)
-    del sonar  # 6 GB of Meta's
     torch.manual_seed(run.train.seed)
     task = SpeechTask(
         _speech_encoder(run, targets.vectors.shape[1]),
@@ -532,7 +531,10 @@ def train_speech(run: SpeechRun, world: World) -> Evaluation:
         frozen_steps=run.frozen_steps,
         ctc_weight=run.ctc_weight,
         ctc_layer=run.ctc_layer,
+        sonar=sonar,
+        decoder_weight=run.decoder_weight,
     )
+    del sonar  # 6 GB of Meta's, but for a decoder that is still asked
     print0(
         world,
         f"{sum(p.numel() for p in task.encoder.parameters()) / 1e6:.1f}M parameters, {len(task.utterances)} utterances, "

@@ -4,7 +4,8 @@
 2. `SpeechBatches` draws utterances by duration, perturbs their speed and masks their filter banks (SpecAugment,
    arXiv 1904.08779); what a step sees is the same on any number of ranks, and after a resume.
 3. `SpeechTask` is what the training loop needs: the distance to the teacher, and where the body begins with random weights
-   also the spelling of what is said (CTC, Graves et al. 2006), without which it hears nothing for a long time.
+   also the spelling of what is said (CTC, Graves et al. 2006), without which it hears nothing for a long time, and what the
+   frozen decoder would say instead (the loss of SONAR-LLM, arXiv 2508.05305).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sonarkit.core import checkpoint
 from sonarkit.core.config import to_dict
 from sonarkit.core.distributed import World, barrier, shard
 from sonarkit.core.loss import LossSum
-from sonarkit.core.packing import chunks_by_tokens
+from sonarkit.core.packing import chunks_by_tokens, pack
 from sonarkit.store.batches import deal
 from sonarkit.text.speech_data import Utterance
 
@@ -132,12 +133,14 @@ def augmented(samples: np.ndarray, config: AugmentConfig, rng: np.random.Generat
 
 @dataclass(frozen=True)
 class SpeechBatch:
-    """Filter banks (L_i, 80), the vectors (n, D) they are to be brought to, what is said, and where they were listed. With
-    `body_frozen` only the pooler learns."""
+    """Filter banks (L_i, 80), the vectors (n, D) they are to be brought to, the texts that are said, the same as what the
+    decoder is to say (`</s> __lang__ pieces </s>`, where it is asked), and where they were listed. With `body_frozen` only the
+    pooler learns."""
 
     features: list[Tensor]
     targets: Tensor
     texts: list[str]
+    said: list[list[int]]
     sources: list[str]
     body_frozen: bool
 
@@ -170,9 +173,11 @@ class SpeechBatches:
         for draw, i in chosen:
             samples = audio.load(task.utterances[i].path)
             features.append(augmented(samples, task.augment, np.random.default_rng([task.seed, draw])))
-        said = [task.utterances[i] for _, i in chosen]
-        targets = task.targets.vectors[[i for _, i in chosen]]
-        return SpeechBatch(features, targets, [u.text for u in said], [u.source for u in said], frozen)
+        rows = [i for _, i in chosen]
+        spoken = [task.utterances[i] for i in rows]
+        said = [task.said[i] for i in rows] if task.said else []
+        targets = task.targets.vectors[rows]
+        return SpeechBatch(features, targets, [u.text for u in spoken], said, [u.source for u in spoken], frozen)
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step, "drawn": self.drawn}
@@ -250,9 +255,12 @@ class SpeechTask:
     weight times the nats per UTF-8 byte, lower case, of a head that is not saved with the encoder. Where there are fewer frames
     than bytes it is 0.
 
-    Raises ValueError where targets and utterances are not as many, the widths differ, the encoder belongs to another codec,
-    `frozen_steps` find no pooler, `ctc_layer` no layer, or an utterance is longer than `micro_seconds` or the encoder's
-    `max_seconds`; FileNotFoundError for a file that is not there.
+    With a `decoder_weight` the decoder of `sonar`, which is frozen, is to say the transcription when it is given the vector:
+    that weight times its nats, divided by the tokens that an utterance has in the mean.
+
+    Raises ValueError where targets and utterances are not as many, the widths differ, the encoder or `sonar` belongs to another
+    codec, `decoder_weight` finds no `sonar`, `frozen_steps` no pooler, `ctc_layer` no layer, or an utterance is longer than
+    `micro_seconds` or the encoder's `max_seconds`; FileNotFoundError for a file that is not there, UnknownLanguageError.
     """
 
     def __init__(
@@ -269,6 +277,8 @@ class SpeechTask:
         frozen_steps: int = 0,
         ctc_weight: float = 0.0,
         ctc_layer: int = 1,
+        sonar: Sonar | None = None,
+        decoder_weight: float = 0.0,
     ) -> None:
         if len(utterances) != len(targets.vectors) or not utterances:
             raise ValueError(
@@ -294,7 +304,17 @@ class SpeechTask:
                 f"ctc_weight must not be negative and ctc_layer one of the body's layers 1 to {len(encoder.body.layers)}; "
                 f"got {ctc_weight} and {ctc_layer}"
             )
+        if decoder_weight < 0 or (decoder_weight and (sonar is None or sonar.fingerprint() != targets.codec)):
+            raise ValueError(
+                f"decoder_weight must not be negative, and above 0 it needs the codec that made the targets, {targets.codec}; "
+                f"got {decoder_weight} and {sonar.fingerprint() if sonar else None}"
+            )
         encoder.config = replace(encoder.config, codec=targets.codec)
+        self.decoder_weight, self.said = decoder_weight, list[list[int]]()
+        if sonar is not None and decoder_weight:
+            self.decoder = sonar.decoder.eval().requires_grad_(False)
+            self.said = sonar.target_ids([u.text for u in utterances], [u.language for u in utterances])
+            self.mean_tokens = sum(len(ids) - 2 for ids in self.said) / len(self.said)
         self.speller = Speller(encoder, ctc_layer) if ctc_weight else None
         self.ctc_weight, self.ctc_layer = ctc_weight, ctc_layer
         self.encoder, self.utterances, self.targets = encoder, list(utterances), targets
@@ -311,7 +331,8 @@ class SpeechTask:
 
     @property
     def loss_unit(self) -> str:
-        return "squared_distance_per_dimension" + (f"_and_{self.ctc_weight:g}_ctc" if self.ctc_weight else "")
+        beside = {"ctc": self.ctc_weight, "decoder": self.decoder_weight}
+        return "squared_distance_per_dimension" + "".join(f"_and_{weight:g}_{name}" for name, weight in beside.items() if weight)
 
     @property
     def model(self) -> nn.Module:
@@ -330,11 +351,16 @@ class SpeechTask:
             away = (1 - F.cosine_similarity(vectors, targets)).sum()
         count = float(len(targets))
         parts = {"mse": (squared.detach(), count), "cosine_distance": (away, count)}
-        if self.speller is None:
-            return LossSum(squared, count, parts)
-        nats_N, bytes_N = self.speller.nats(batch.texts)
-        parts["ctc"] = (nats_N.detach().sum(), float(bytes_N.sum()))
-        return LossSum(squared + self.ctc_weight * (nats_N / bytes_N).sum(), count, parts)
+        total = squared
+        if self.speller is not None:
+            nats_N, bytes_N = self.speller.nats(batch.texts)
+            total = total + self.ctc_weight * (nats_N / bytes_N).sum()
+            parts["ctc"] = (nats_N.detach().sum(), float(bytes_N.sum()))
+        if self.decoder_weight:
+            nats, losses_T = self.decoder.token_losses(vectors, *pack(batch.said, vectors.device))
+            total = total + self.decoder_weight / self.mean_tokens * nats
+            parts["decoder"] = (nats.detach(), float(len(losses_T)))
+        return LossSum(total, count, parts)
 
     def evaluate(self, world: World) -> Mapping[str, float | str]:
         return self._evaluate(self.encoder) if world.rank == 0 or self._sharded else {}  # in parts it takes all ranks
@@ -368,6 +394,7 @@ class SpeechTask:
             "augment": to_dict(self.augment),
             "frozen_steps": self.frozen_steps,
             "ctc": [self.ctc_weight, self.ctc_layer],
+            "decoder_weight": self.decoder_weight,
             "seed": self.seed,
         }
 

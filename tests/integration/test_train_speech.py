@@ -118,8 +118,9 @@ def test_a_speech_encoder_trains_stops_and_goes_on(codec: Path, manifest: Path, 
 
 
 def test_two_ranks_take_the_steps_of_one(codec: Path, manifest: Path, tmp_path: Path) -> None:
-    train.main(command(codec, manifest, tmp_path / "one", frozen_steps=2, ctc_weight=0.1))
-    found = run(torchrun(2, "train.py", *command(codec, manifest, tmp_path / "two", frozen_steps=2, ctc_weight=0.1)))
+    more = {"frozen_steps": 2, "ctc_weight": 0.1, "decoder_weight": 0.1}
+    train.main(command(codec, manifest, tmp_path / "one", **more))
+    found = run(torchrun(2, "train.py", *command(codec, manifest, tmp_path / "two", **more)))
     assert found.returncode == 0, found.stderr[-3000:]
     for (step, alone), (other, together) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert step == other and together == pytest.approx(alone, rel=1e-3)

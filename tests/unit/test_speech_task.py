@@ -15,6 +15,7 @@ from sonarkit.codec.config import PoolerConfig
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.codec.speech import BodyConfig, SpeechConfig, SpeechEncoder
 from sonarkit.core.distributed import World
+from sonarkit.core.packing import pack
 from sonarkit.text.speech_data import Utterance, open_speech, write_manifest
 from sonarkit.training.loop import TrainConfig, train
 from sonarkit.training.metrics import read_metrics
@@ -42,6 +43,9 @@ CONFIG = SpeechConfig(
 TEXTS = ["The little fox ran home.", "Mia found a red kite.", "We ran.", "Tom gave his friend an old map."]
 
 
+OPTIONS: dict[str, Any] = {"seconds_per_step": 2.0, "micro_seconds": 1.2, "seed": 0, "evaluate": lambda _: {}}
+
+
 def speech(folder: Path, count: int = 12) -> list[Utterance]:
     """A tone for each text, so that there is something to learn, in unequal lengths."""
     rng = np.random.default_rng(0)
@@ -62,7 +66,7 @@ def targets_for(utterances: list[Utterance]) -> Targets:
 
 def task(utterances: list[Utterance], **options: Any) -> SpeechTask:
     torch.manual_seed(0)
-    options = {"seconds_per_step": 2.0, "micro_seconds": 1.2, "seed": 0, "evaluate": lambda _: {}, "augment": NONE, **options}
+    options = {**OPTIONS, "augment": NONE, **options}
     return SpeechTask(options.pop("encoder", None) or SpeechEncoder(CONFIG), utterances, targets_for(utterances), **options)
 
 
@@ -182,6 +186,45 @@ def test_frames_are_to_spell_what_is_said_too(tmp_path: Path) -> None:
         torch.testing.assert_close(value, learns.encoder.state_dict()[key], atol=1e-3, rtol=1e-3)
 
 
+def test_the_decoder_is_to_say_what_is_said(sonar: Sonar, tmp_path: Path) -> None:
+    """In nats an utterance has in the mean, whichever it is cut with, and the decoder stays what it is."""
+    utterances = speech(tmp_path)
+    targets = teacher_vectors(tmp_path / "v", utterances, sonar, dtype=torch.float32)
+
+    def learner(**options: Any) -> SpeechTask:
+        encoder = SpeechEncoder(CONFIG)
+        return SpeechTask(
+            encoder, utterances, targets, **{"sonar": sonar, "decoder_weight": 0.5, "augment": NONE, **OPTIONS, **options}
+        )
+
+    learns = learner()
+    assert learns.loss_unit == "squared_distance_per_dimension_and_0.5_decoder"
+    said = sonar.target_ids([u.text for u in utterances], "eng_Latn")
+    mean_tokens = sum(len(ids) - 2 for ids in said) / len(said)
+    before = {key: value.clone() for key, value in sonar.decoder.state_dict().items()}
+    for batch in next(learns.batches(0, 1)):
+        loss = learns.loss(batch)
+        vectors = learns.encoder(batch.features)
+        nats, count = torch.zeros(()), 0
+        for vector, text in zip(vectors, batch.texts):  # one at a time
+            one, losses = sonar.decoder.token_losses(vector[None], *pack(sonar.target_ids([text], "eng_Latn"), vector.device))
+            nats, count = nats + one, count + len(losses)
+        squared = (vectors - batch.targets).square().mean(1).sum()
+        torch.testing.assert_close(loss.total, squared + 0.5 / mean_tokens * nats)
+        assert loss.parts["decoder"] == (pytest.approx(nats.item(), rel=1e-5), count) and nats > 0
+    train(learner(decoder_weight=100.0), settings(tmp_path / "run", 60), ALONE)
+    told = [row["loss_decoder"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss_decoder" in row]
+    assert np.mean(told[-10:]) < np.mean(told[:10]) - 0.3  # a random decoder can hardly be made to say anything
+    for key, value in sonar.decoder.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    with pytest.raises(ValueError, match="needs the codec that made the targets, .*; got 0.5 and None"):
+        learner(sonar=None)
+    with pytest.raises(ValueError, match="must not be negative"):
+        learner(decoder_weight=-1)
+    with pytest.raises(ValueError, match="needs the codec that made the targets, another"):
+        SpeechTask(SpeechEncoder(CONFIG), utterances, replace(targets, codec="another"), sonar=sonar, decoder_weight=1, **OPTIONS)
+
+
 def test_a_speech_encoder_learns_and_says_whose_vectors_it_gives(tmp_path: Path) -> None:
     utterances = speech(tmp_path)
     sets = {"heard": (utterances, targets_for(utterances))}
@@ -194,7 +237,7 @@ def test_a_speech_encoder_learns_and_says_whose_vectors_it_gives(tmp_path: Path)
     assert final.config.codec == "codec" and judge(final, sets)["heard_error_percent"] == 0
     other = replace(targets_for(utterances), codec="another")
     with pytest.raises(ValueError, match="vectors of the codec codec, the targets are another's"):
-        SpeechTask(final, utterances, other, seconds_per_step=1, micro_seconds=2, seed=0, evaluate=lambda _: {})
+        SpeechTask(final, utterances, other, **OPTIONS)
 
 
 def test_the_body_waits_as_long_as_told(tmp_path: Path) -> None:
@@ -234,11 +277,10 @@ def train_and_read(learns: SpeechTask, config: TrainConfig) -> list[tuple[int, f
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     utterances = speech(tmp_path)
-    options: dict[str, Any] = {"seconds_per_step": 1, "micro_seconds": 2, "seed": 0, "evaluate": lambda _: {}}
     with pytest.raises(ValueError, match="12 utterances, 5 vectors"):
-        SpeechTask(SpeechEncoder(CONFIG), utterances, targets_for(utterances[:5]), **options)
+        SpeechTask(SpeechEncoder(CONFIG), utterances, targets_for(utterances[:5]), **OPTIONS)
     with pytest.raises(ValueError, match="of width 7, the speech encoder's 32"):
-        SpeechTask(SpeechEncoder(CONFIG), utterances, Targets(torch.zeros(12, 7), ""), **options)
+        SpeechTask(SpeechEncoder(CONFIG), utterances, Targets(torch.zeros(12, 7), ""), **OPTIONS)
     with pytest.raises(ValueError, match=r"speech\.tsv:\d+ .* s long, more than micro_seconds = 0\.6"):
         task(utterances, micro_seconds=0.6)
     with pytest.raises(ValueError, match="one of the body's layers 1 to 1; got 0.1 and 2"):
