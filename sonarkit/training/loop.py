@@ -187,12 +187,12 @@ def _train(task: Task, config: TrainConfig, world: World, watch: Watch) -> Evalu
     if sharded:
         task.shard(world)
     learner = Learner(task) if sharded else replicate(world, Learner(task))
-    optimizer = make_optimizer(model, config.optimizer)
+    half = config.in_bfloat16(world.device)
+    optimizer = make_optimizer(model, config.optimizer, torch.bfloat16 if half else None)
     checkpoints = checkpoint.Checkpoints(config.out, world, config.keep)
     state = _resume(task, config, world, optimizer, batches)
     sitting, before, logged = time.monotonic(), state.seconds, _Sums(world)
-    half = config.in_bfloat16(world.device)
-    print0(world, "bfloat16 autocast; weights, sums and optimizer in float32" if half else "float32 throughout")
+    print0(world, "bfloat16 autocast; weights, sums and moments in float32" if half else "float32 throughout")
     _note_sitting(task, config, world, state)
     log = RunLog(
         config.out / "metrics.jsonl",

@@ -43,11 +43,20 @@ class Muon(torch.optim.Optimizer):
 
     torch.optim.Muon (2.9) orthogonalises in bfloat16 only, which takes a CPU without bfloat16 instructions
     12 s for each update of the mini codec where this takes 0.2 s, and lets the last bit of a gradient decide the third
-    digit of an update. This one works in the gradient's own precision.
+    digit of an update. This one works in the gradient's own precision, or in the `dtype` given: bfloat16 takes half the
+    time where products in it are fast (192 x 576 to 320 x 1024, AVX-512), and moves an update by 1 to 2 %.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -58,7 +67,7 @@ class Muon(torch.optim.Optimizer):
                 if not self.state[matrix]:
                     self.state[matrix]["momentum"] = torch.zeros_like(matrix)
                 momentum = self.state[matrix]["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
-                update = orthogonalised(matrix.grad.lerp(momentum, group["momentum"]))
+                update = orthogonalised(matrix.grad.lerp(momentum, group["momentum"]).to(self.dtype or matrix.dtype))
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape)) * group["lr"])
 
@@ -99,8 +108,8 @@ class Optimizers:
             part.load_state_dict(saved)
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
-    """The optimizer over the parameters that want a gradient. Raises ValueError when there is none."""
+def make_optimizer(model: nn.Module, config: OptimizerConfig, muon_dtype: torch.dtype | None = None) -> Optimizers:
+    """The optimizer over the parameters that want a gradient; `muon_dtype` as in `Muon`. Raises ValueError when there is none."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameter to train; call requires_grad_() on what should learn")
@@ -115,7 +124,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     matrices = [p for p in parameters if id(p) in linear]
     if not matrices:
         return Optimizers(adamw)
-    return Optimizers(Muon(matrices, lr=config.lr, weight_decay=config.weight_decay), adamw)
+    return Optimizers(Muon(matrices, config.lr, config.weight_decay, dtype=muon_dtype), adamw)
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:

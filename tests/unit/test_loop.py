@@ -434,13 +434,14 @@ def test_muon_pushes_every_singular_value_to_one_and_keeps_the_directions(shape:
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
-def test_muon_is_torchs_but_for_the_precision() -> None:
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_muon_is_torchs_but_for_the_precision(dtype: torch.dtype | None) -> None:
     """torch's orthogonalises in bfloat16, which is good for two digits."""
     ours, theirs = (nn.Linear(6, 4, bias=False) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     start = ours.weight.detach().clone()
     peer = torch.optim.Muon(theirs.parameters(), lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    optimizers = {ours: Muon([ours.weight], lr=0.01, weight_decay=0.1), theirs: peer}
+    optimizers = {ours: Muon([ours.weight], lr=0.01, weight_decay=0.1, dtype=dtype), theirs: peer}
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
     for _ in range(3):
         for model, optimizer in optimizers.items():
@@ -448,6 +449,7 @@ def test_muon_is_torchs_but_for_the_precision() -> None:
             model(x).square().sum().backward()
             optimizer.step()
     torch.testing.assert_close(ours.weight - start, theirs.weight - start, rtol=0.05, atol=3e-4)
+    assert ours.weight.dtype == optimizers[ours].state[ours.weight]["momentum"].dtype == torch.float32
 
 
 def test_muon_takes_the_linear_layers_matrices_and_adam_the_rest() -> None:
