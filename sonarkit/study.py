@@ -27,9 +27,12 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 import json  # noqa: E402
 import multiprocessing  # noqa: E402
+import signal  # noqa: E402
 from collections.abc import Callable, Iterable, Sequence  # noqa: E402
 from concurrent.futures import ProcessPoolExecutor  # noqa: E402
+from concurrent.futures.process import BrokenProcessPool  # noqa: E402
 from dataclasses import dataclass, field, replace  # noqa: E402
+from multiprocessing.synchronize import Event  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -77,11 +80,46 @@ class Job:
 
 
 def spread(jobs: Sequence[Job], at_once: int) -> dict[str, Any]:
-    """What each of the jobs finds, by its name; several at once in processes of their own."""
+    """What each of the jobs finds, by its name; several at once in processes of their own.
+
+    When one of them fails or is stopped no other begins. SIGTERM is passed on to the processes, which keep what they have learnt.
+    """
     if at_once == 1 or len(jobs) == 1:
         return dict(map(done, jobs))
-    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
-        return dict(pool.map(done, jobs))
+    context = multiprocessing.get_context("spawn")
+    before = signal.signal(signal.SIGTERM, _pass_on)
+    try:
+        with ProcessPoolExecutor(at_once, context, initializer=_join, initargs=(context.Event(),)) as pool:
+            return dict(pool.map(_done_unless_over, jobs))
+    except BrokenProcessPool as error:
+        raise ValueError("a process of the study was killed (is there too little memory?); the same command goes on") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _pass_on(number: int, frame: Any) -> None:
+    for child in multiprocessing.active_children():
+        child.terminate()
+
+
+_over: Event | None = None  # in a process of `spread`: whether a job failed or was stopped
+
+
+def _join(over: Event) -> None:
+    global _over
+    _over = over
+
+
+def _done_unless_over(job: Job) -> tuple[str, Any]:
+    """`done` in a process of `spread`, which is given the next job before this one ends."""
+    assert _over is not None
+    if _over.is_set():
+        raise ValueError("the study was stopped; the same command goes on from there")
+    try:
+        return done(job)
+    except BaseException:
+        _over.set()
+        raise
 
 
 def done(job: Job) -> tuple[str, Any]:

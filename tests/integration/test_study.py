@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,6 +70,39 @@ def test_all_families_are_judged_by_one_command(of_study: Callable[..., str], tm
     of_study("families", "--out", second, *options)
     assert (second / "table.md").read_text(encoding="utf-8") == table
     assert json.loads((second / "rows.json").read_text(encoding="utf-8"))["intervals"] == found["intervals"]
+
+
+def alive(group: int) -> bool:
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_stopped_study_keeps_what_it_has_and_begins_nothing_more(codec: Path, tmp_path: Path) -> None:
+    command = ["families", "--out", tmp_path, "--codec", codec, *SHARED, "--jobs", 2, *SHAPE, *JUDGED, "--steps", 100_000]
+    command = [sys.executable, study.__file__, *map(str, command)]
+    begun = [tmp_path / f"{family}-0" / "metrics.jsonl" for family in ("sonar-llm", "mse-lcm")]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stderr=log, stdout=log, start_new_session=True)
+        try:
+            while not all(file.is_file() and file.stat().st_size for file in begun):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+            process.terminate()
+            assert process.wait(120) == 2
+            deadline = time.monotonic() + 30
+            while alive(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert not alive(process.pid)  # none of its processes outlives it by long
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert "stopped before its end; the same command goes on from there" in (tmp_path / "log").read_text()
+    assert all(any(file.parent.glob("step-*")) for file in begun)  # checkpoints
+    assert not (tmp_path / "diffusion-lcm-0").exists()
 
 
 def test_seeds_are_kept_apart_and_pooled(of_study: Callable[..., str], tmp_path: Path) -> None:
