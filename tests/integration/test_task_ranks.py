@@ -6,6 +6,7 @@ As a script under torchrun (`test_task_ranks.py STORE SPEECH OUT`) this file is 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,8 @@ def run_all(store: Path, manifest: Path, out: Path, world: World, way: str) -> N
     """Ranks begin with unlike weights: they must be brought together."""
     optimizer = OptimizerConfig(lr=1e-2, eps=1e-5, warmup_steps=2, schedule="constant")
     tasks: dict[str, Task] = {"token": token_task(store, world.rank), "speech": speech_task(manifest, world.rank)}
-    for name, task in tasks.items():
+    for name, task in {**tasks, "token-muon": token_task(store, world.rank)}.items():
+        optimizer = replace(optimizer, muon=name == "token-muon")
         settings = TrainConfig(out / name, 3, log_every=1, tensorboard=False, optimizer=optimizer, parallel=way)
         train(task, settings, world)
 
@@ -87,14 +89,15 @@ def runs(codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_a_token_model_takes_the_steps_of_one_process(runs: Path, way: str) -> None:
-    (alone, together) = (read_metrics(runs / name / "token" / "metrics.jsonl") for name in ("one", way))
+@pytest.mark.parametrize("task", ["token", "token-muon"])
+def test_a_token_model_takes_the_steps_of_one_process(runs: Path, way: str, task: str) -> None:
+    (alone, together) = (read_metrics(runs / name / task / "metrics.jsonl") for name in ("one", way))
     keys = {"train": ("step", "loss_nats_per_token", "grad_norm", "bits_per_byte"), "eval": ("step", "loss_nats_per_token")}
     for one, two in zip(alone, together, strict=True):
         wanted = [one[key] for key in keys[one["kind"]]]
         assert [two[key] for key in keys[one["kind"]]] == pytest.approx(wanted, rel=1e-3)
     assert [one["kind"] for one in alone].count("train") == 3 and alone[-1]["kind"] == "eval"
-    models = [TokenLLM.from_pretrained(runs / name / "token" / "final") for name in ("one", way)]
+    models = [TokenLLM.from_pretrained(runs / name / task / "final") for name in ("one", way)]
     ours, theirs = (parameters_to_vector(model.parameters()) for model in models)
     torch.testing.assert_close(theirs, ours, atol=2e-3, rtol=0)
 
