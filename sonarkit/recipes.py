@@ -450,7 +450,7 @@ def codec_1b() -> CodecRun:
 
 
 def codec_1b_decoder() -> CodecRun:
-    """The published codec's decoder tuned on random interpolations, as Meta's "sonar-finetuned" was."""
+    """The decoder of `codec_1b`'s codec tuned on random interpolations, as Meta's "sonar-finetuned" was."""
     run = codec_1b()
     return replace(
         run,

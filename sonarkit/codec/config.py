@@ -14,7 +14,11 @@ Pooling = Literal["mean", "max", "last", "attention"]
 
 @dataclass(frozen=True)
 class StackConfig:
-    """A stack of transformer layers. The defaults are those of either side of Meta's text SONAR (arXiv 2308.11466)."""
+    """A stack of transformer layers. The defaults are those of either side of Meta's text SONAR (arXiv 2308.11466).
+
+    `dropout` acts on embeddings, attention weights, activations and what a layer adds. Meta's decoder drops the weight of its
+    only key, the sentence's vector, too, for each head and token; ours does not, since its term is computed once a sentence.
+    """
 
     width: int = 1024
     layers: int = 24

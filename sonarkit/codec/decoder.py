@@ -119,6 +119,8 @@ class Decoder(nn.Module):
 
     def forward(self, z_ND: Tensor, ids_T: Tensor, packing: Packing) -> Tensor:
         """Teacher forcing: z in the caller's order and the packed inputs -> (T, H) last hidden states, packed."""
+        if not torch.is_autocast_enabled(z_ND.device.type):
+            z_ND = z_ND.to(self.embedding.weight.dtype)
         terms_LNH = self.sentence_terms(z_ND.index_select(0, packing.order_N))
         x_TH = self.embedding(ids_T, packing.positions())
         for layer, term_NH in zip(self.layers, terms_LNH):

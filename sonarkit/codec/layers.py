@@ -82,13 +82,13 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.dropout = config.heads, config.dropout
         self.qkv = linear(config.width, 3 * config.width)
         self.output = linear(config.width, config.width)
 
     def forward(self, x_TH: Tensor, packing: Packing, causal: bool) -> Tensor:
         """(T, H) packed -> (T, H); `causal`: at none that comes later."""
-        return self.output(packing.attention(self.qkv(x_TH), self.heads, causal))
+        return self.output(packing.attention(self.qkv(x_TH), self.heads, causal, self.dropout if self.training else 0.0))
 
     def step(self, x_BH: Tensor, cache: Tensor, length: int) -> Tensor:
         """One token per row, (B, H) -> (B, H); `cache` (2, B, heads, L_max, d) has keys and values of the `length` before it."""

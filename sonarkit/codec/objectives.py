@@ -248,7 +248,7 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
         total = total + config.mt_weight * nats
         parts["mt"] = (nats.detach(), float(len(losses)))
     elif config.mt_weight:
-        total, parts["mt"] = total + clean.sum() * 0, (total.detach(), 0.0)
+        total, parts["mt"] = total + _nothing_said(sonar, clean), (total.detach(), 0.0)
     if config.mse_weight or config.decodes:
         first, second = clean[:pairs], clean[pairs:]
         first = first.detach() if config.mse_gradient == "second" else first
@@ -262,7 +262,7 @@ def pair_loss(sonar: Sonar, batch: PairBatch, config: ObjectiveConfig, teacher_v
         total = total + config.dae_weight / config.dae_share * nats
         parts["dae"] = (nats.detach(), float(len(losses)))
     elif config.dae_weight:
-        parts["dae"] = (total.detach() * 0, 0.0)
+        total, parts["dae"] = total + _nothing_said(sonar, clean), (total.detach() * 0, 0.0)
     if config.distill_weight:
         wanted = _of_teacher(teacher_vectors, pairs, clean)
         follow = [row for row, i in enumerate(known) if not batch.teacher_sources or batch.teacher_sources[i % pairs]]
@@ -317,10 +317,16 @@ def decoder_loss(sonar: Sonar, batch: PairBatch, objective: DecoderObjective, sp
         z_ND = z_ND + objective.vector_noise * spread_D * noise_ND.to(own_ND)
     taught = [i for i, ids in enumerate(batch.targets) if ids]
     if not taught:
-        return LossSum(sonar.decoder.embedding.weight.sum() * 0, 0.0, {"decoder": (z_ND.new_zeros(()), 0.0)})
+        return LossSum(_nothing_said(sonar, z_ND), 0.0, {"decoder": (z_ND.new_zeros(()), 0.0)})
     targets = pack([batch.targets[i] for i in taught], sonar.device)
     nats, losses = sonar.decoder.token_losses(_rows(z_ND, taught), *targets, label_smoothing=objective.label_smoothing)
     return LossSum(nats, float(len(losses)), {"decoder": (nats.detach(), float(len(losses)))})
+
+
+def _nothing_said(sonar: Sonar, z_ND: Tensor) -> Tensor:
+    """0, by way of the decoder: all ranks must call it equally often, and each of its weights needs a gradient."""
+    nats, _ = sonar.decoder.token_losses(z_ND[:1], *pack(sonar.target_ids([""], sonar.languages[0]), z_ND.device))
+    return 0 * nats
 
 
 def _rows(z_ND: Tensor, chosen: list[int]) -> Tensor:

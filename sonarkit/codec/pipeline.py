@@ -40,6 +40,15 @@ class TruncationWarning(UserWarning):
     """Some texts were longer than the codec's maximum and were cut."""
 
 
+def fingerprint_of(tokenizer: Tokenizer, encoder: Iterable[tuple[str, Tensor]]) -> str:
+    """A codec's fingerprint from its tokenizer and the weights of its encoder, sorted by name, as float16."""
+    digest = hashlib.sha256(tokenizer.fingerprint.encode())
+    for key, value in encoder:
+        digest.update(key.removeprefix("encoder.").encode())
+        digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 class Sonar(nn.Module):
     """A SONAR codec: text encoder, text decoder and tokenizer.
 
@@ -58,6 +67,7 @@ class Sonar(nn.Module):
         self.encoder = Encoder(config.encoder, config.vocab_size, config.max_tokens)
         self.decoder = Decoder(config.decoder, config.width, config.vocab_size, config.max_tokens)
         self.name = ""  # what from_pretrained was given
+        self._loaded_as = ""  # its fingerprint before it was rounded to bfloat16
         self._speech: list[spoken.SpeechEncoder] = []  # in a list: its weights are not the codec's
 
     # ------------------------------------------------------------------ loading and saving
@@ -137,6 +147,8 @@ class Sonar(nn.Module):
         )
         tensors = checkpoint.read_safetensors(file)  # mapped: each tensor is read when it is converted
         checkpoint.assign(sonar, {key: value.to(device, dtype, copy=True) for key, value in tensors.items()}, file)
+        if dtype == torch.bfloat16:
+            sonar._loaded_as = fingerprint_of(sonar.tokenizer, ((key, tensors[key]) for key in sonar._read_by()))
         sonar.name = str(name)
         return sonar.eval()
 
@@ -223,6 +235,8 @@ class Sonar(nn.Module):
         with torch.device("meta"):
             sonar = cls(config, tokenizer)
         weights.fill(sonar, sides, config, torch.device(device), dtype)
+        if dtype == torch.bfloat16:
+            sonar._loaded_as = fingerprint_of(tokenizer, weights.read(sonar._read_by(), sides, sonar, config))
         return sonar.eval()
 
     def save_meta(self, folder: str | Path) -> None:
@@ -265,12 +279,18 @@ class Sonar(nn.Module):
         return self.config.languages
 
     def fingerprint(self) -> str:
-        """12 hex digits that tell this codec's vectors from another's: a hash of encoder and tokenizer."""
-        digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
-        for key, value in sorted(self.encoder.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        """12 hex digits that tell this codec's vectors from another's: a hash of encoder and tokenizer.
+
+        Of one loaded in bfloat16 it is that of the weights in the file: its vectors mean the same.
+        """
+        if self._loaded_as and self.encoder.embedding.weight.dtype == torch.bfloat16:
+            return self._loaded_as
+        state = self.state_dict()
+        return fingerprint_of(self.tokenizer, ((key, state[key]) for key in self._read_by()))
+
+    def _read_by(self) -> list[str]:
+        """The names of the encoder's weights, sorted."""
+        return sorted(f"encoder.{key}" for key in self.encoder.state_dict())
 
     # ------------------------------------------------------------------ tokens
 
@@ -317,7 +337,8 @@ class Sonar(nn.Module):
         UnknownLanguageError (nearest code named), and ValueError for a single string and for another number of codes.
         """
         _check_texts(texts)
-        if self.encoder.training and self.config.encoder.dropout:
+        reader = self.config.encoder
+        if self.encoder.training and (reader.dropout or (reader.pooler and reader.pooler.dropout)):
             raise ValueError("the codec is in training mode, where dropout is random; call sonar.eval() first")
         if batch_tokens is None:
             batch_tokens = 1024 if self.device.type == "cpu" else 16_384

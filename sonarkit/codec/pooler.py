@@ -32,7 +32,7 @@ class PoolerLayer(nn.Module):
         self.cross_output = linear(config.width, config.width)
         self.ffn_norm = nn.LayerNorm(config.width)
         self.ffn = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)  # of attention weights, too
 
     def forward(self, x_ND: Tensor, memory_TH: Tensor, packing: Packing) -> Tensor:
         """(N, D) packed, beside the (T, H) outputs of their sentences -> (N, D)."""
@@ -45,12 +45,13 @@ class PoolerLayer(nn.Module):
 
     def _read(self, x_ND: Tensor, memory_TH: Tensor, packing: Packing) -> Tensor:
         """Cross-attention of one query per sentence to that sentence's outputs."""
+        dropped = self.dropout.p if self.training else 0.0
         queries = self.query(x_ND).split([n for n, _ in packing.blocks])
         read = []
         for query, memory in zip(queries, packing.split(self.key_value(memory_TH))):  # (n, D), (n, L, 2D)
             key, value = memory.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (n, heads, L, d)
             query = query.unflatten(-1, (self.heads, 1, -1))  # (n, heads, 1, d)
-            read.append(F.scaled_dot_product_attention(query, key, value).flatten(1))
+            read.append(F.scaled_dot_product_attention(query, key, value, None, dropped).flatten(1))
         return self.cross_output(torch.cat(read))
 
 

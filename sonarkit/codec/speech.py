@@ -180,7 +180,8 @@ class RelativeAttention(nn.Module):
         skewed = F.pad(by_distance, (0, 1)).flatten(2)[..., length - 1 : length - 1 + length * (2 * length - 1)]
         bias = skewed.unflatten(2, (length, 2 * length - 1))[..., :length] * query.shape[-1] ** -0.5
         bias = bias.masked_fill(~mask_BL[:, None, None], -torch.inf)
-        read = F.scaled_dot_product_attention(query + self.content_bias.to(query.dtype), key, value, bias.to(query.dtype))
+        query = query + self.content_bias.to(query.dtype)
+        read = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), self.dropout.p if self.training else 0.0)
         return self.dropout(self.output(read.transpose(1, 2).flatten(2)))
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -460,23 +460,37 @@ def fill(
     half = "" if dtype.itemsize < 4 else "load it with dtype=torch.bfloat16, half the size, or "
     memory.check(needed + GROUP_BYTES, f"loading {names} as {dtype}", device, f"{half}free some memory")
 
+    filled: dict[str, Tensor] = {}
+    for ours, tensor in read(sorted(wanted, key=lambda key: -wanted[key].numel()), sources, module, config, device, dtype):
+        filled[ours] = tensor  # the largest while little else is held
+    module.load_state_dict(filled, assign=True)
+
+
+def read(
+    keys: Iterable[str],
+    sources: Callable[[], Iterable[tuple[SideFile, Side]]],
+    module: nn.Module,
+    config: CodecConfig,
+    device: torch.device = torch.device("cpu"),
+    dtype: torch.dtype = torch.float16,
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights of these names, of the shapes they have in `module`, one after another; arguments and errors as of `fill`."""
+    wanted = module.state_dict()
     sides: tuple[Side, Side] = ("encoder", "decoder")
     made_of = {ours: (theirs, name) for name in sides for ours, theirs in parts(config, name).items()}
     assert set(made_of) == set(wanted), sorted(set(made_of) ^ set(wanted))
-    filled: dict[str, Tensor] = {}
     opened: dict[Side, SideFile] = {}
-    read = GROUP_BYTES
-    for ours in sorted(wanted, key=lambda key: -wanted[key].numel()):  # the largest while little else is held
-        if read >= GROUP_BYTES:
+    seen = GROUP_BYTES
+    for ours in keys:
+        if seen >= GROUP_BYTES:
             opened = {}  # unmapped before it is mapped again
-            opened, read = {name: side for side, name in sources()}, 0
+            opened, seen = {name: side for side, name in sources()}, 0
         theirs, name = made_of[ours]
         target = torch.empty(wanted[ours].shape, dtype=dtype, device=device)
         for key, part in zip(theirs, target.chunk(len(theirs)), strict=True):
             _copy(opened[name], key, part, ours)
-        filled[ours] = target
-        read += target.numel() * opened[name].tensors[theirs[0]].dtype.itemsize
-    module.load_state_dict(filled, assign=True)
+        seen += target.numel() * opened[name].tensors[theirs[0]].dtype.itemsize
+        yield ours, target
 
 
 def _copy(side: SideFile, key: str, part: Tensor, ours: str) -> None:

@@ -50,9 +50,13 @@ class Packing:
         """The same sequences, each one token shorter (they have at least two)."""
         return Packing(tuple((n, length - 1) for n, length in self.blocks), self.order_N)
 
-    def attention(self, qkv_T3H: Tensor, heads: int, causal: bool) -> Tensor:
-        """Self-attention within each sequence. (T, 3H), queries, keys and values side by side, -> (T, H)."""
-        limit = PLAIN_LENGTHS[qkv_T3H.element_size() < 4] if qkv_T3H.device.type == "cpu" and qkv_T3H.requires_grad else 0
+    def attention(self, qkv_T3H: Tensor, heads: int, causal: bool, dropout: float = 0.0) -> Tensor:
+        """Self-attention within each sequence. (T, 3H), queries, keys and values side by side, -> (T, H).
+
+        Attention weights are dropped with the probability `dropout`, so it must be 0 outside training.
+        """
+        plain = qkv_T3H.device.type == "cpu" and qkv_T3H.requires_grad and not dropout
+        limit = PLAIN_LENGTHS[qkv_T3H.element_size() < 4] if plain else 0
         short = tuple(block for block in self.blocks if block[1] <= limit)
         if len(short) == len(self.blocks):
             return _PlainAttention.apply(qkv_T3H, short, heads, causal)
@@ -62,7 +66,7 @@ class Packing:
             outputs.append(_PlainAttention.apply(flat, short, heads, causal))
         for block in blocks[len(short) :]:
             query, key, value = block.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (n, heads, L, d)
-            attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal and block.shape[1] > 1)
+            attended = F.scaled_dot_product_attention(query, key, value, None, dropout, causal and block.shape[1] > 1)
             outputs.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
         return torch.cat(outputs)
 

@@ -3,7 +3,8 @@
 Each sentence but a document's first, and its end, is told from the true sentences before it; the bits of its tokens, `</s>`
 included, are divided by its bytes in UTF-8. A model that predicts a vector is judged by the decoder, which reads the true
 sentence given that vector: what SONAR-LLM is trained on, and what MSE and diffusion LCMs never saw. A token-level model is
-judged by its own tokens; its end of the text stands for the sentence "End of sequence." and for that sentence's bytes.
+judged by its own tokens; its end of the text stands for the sentence "End of sequence." and for that sentence's bytes. Of a
+sentence that is longer than the codec takes a vector model is asked for what the codec reads, and for its bytes alone.
 
 A diffusion LCM draws its vector, so its number is that of one draw: no less, on average, than that of the mixture of all draws
 (Jensen).
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.packing import pack
 from sonarkit.evaluation.concept_metrics import predictions
 from sonarkit.evaluation.statistics import RESAMPLES, Interval, bootstrap
@@ -56,6 +58,8 @@ def bits_per_byte(
         tokenizer = model.sonar.tokenizer
         language, most = tokenizer.language_id(store.lang), model.sonar.config.max_tokens - 2
         documents = [store.document(i, language, tokenizer.eos_id, max_sentences, most) for i in range(count)]
+        for document in documents:
+            document.bytes[:] = _bytes_told(model.sonar, document.targets, document.bytes)
         rows_N2 = _document_bits(model, documents, seed)
     return ratio(rows_N2, resamples=resamples, seed=seed)
 
@@ -74,8 +78,16 @@ def text_bits(model: Model, stories: Sequence[Sequence[str]], lang: str, *, seed
     for story in stories:
         texts = [*story, END_OF_SEQUENCE]
         vectors_SD = model.sonar.encode(texts, lang).cpu()
-        documents.append(Document(vectors_SD, model.sonar.target_ids(texts, lang), [len(text.encode()) for text in texts]))
+        targets = model.sonar.target_ids(texts, lang)
+        text_bytes = _bytes_told(model.sonar, targets, [len(text.encode()) for text in texts])
+        documents.append(Document(vectors_SD, targets, text_bytes))
     return _document_bits(model, documents, seed)
+
+
+def _bytes_told(sonar: Sonar, targets: Sequence[list[int]], text_bytes: Sequence[int]) -> list[int]:
+    """The bytes of each sentence as far as the decoder tells it: it was cut where it has as many pieces as the codec takes."""
+    most = sonar.config.max_tokens + 1  # `</s> __lang__` and `</s>` about one piece less than two of them leave room for
+    return [len(sonar.tokenizer.decode(ids).encode()) if len(ids) >= most else whole for ids, whole in zip(targets, text_bytes)]
 
 
 def ratio(rows_N2: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:

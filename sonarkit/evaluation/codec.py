@@ -35,11 +35,12 @@ def codec_report(sonar: Sonar, rows: Sequence[dict[str, str]], *, beam_size: int
     vectors = {code: sonar.encode([row[code] for row in rows], code) for code in languages}
     results: dict[str, float] = {}
     for code in languages:
-        results[f"bleu_{code}"] = corpus_bleu(sonar.decode(vectors[code], code, beam_size=beam_size), [row[code] for row in rows])
+        told = sonar.decode(vectors[code], code, beam_size=beam_size)
+        results[f"bleu_{code}"] = corpus_bleu(told, [row[code] for row in rows], code)
     directions = list(itertools.permutations(languages, 2)) if all_pairs else [(languages[0], languages[1])]
     for source, target in directions:
         told = sonar.decode(vectors[source], target, beam_size=beam_size)
-        results[f"bleu_{source}-{target}"] = corpus_bleu(told, [row[target] for row in rows])
+        results[f"bleu_{source}-{target}"] = corpus_bleu(told, [row[target] for row in rows], target)
     results["bleu_translation"] = sum(results[f"bleu_{a}-{b}"] for a, b in directions) / len(directions)
     distinct = distinct_rows(rows)
     for source, target in directions:

@@ -81,7 +81,7 @@ def fragility_curve(
     told = [sonar.decode(z_ND + level * scale_N1 * directions, lang, beam_size=beam_size) for level in noise]
     return Fragility(
         np.array(noise, dtype=float),
-        np.array([corpus_bleu(found, texts) for found in told]),
+        np.array([corpus_bleu(found, texts, lang) for found in told]),
         np.array([[metric.sentence_score(one, [text]).score for one, text in zip(found, texts)] for found in told]),
         torch.stack([(F.normalize(judge(found).float(), dim=1) * clean).sum(1) for found in told]).cpu().numpy(),
         told,

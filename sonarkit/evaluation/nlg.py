@@ -11,6 +11,8 @@ WordNet's data it counts exact matches and stems only and is called `meteor_exac
 
 from __future__ import annotations
 
+import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -21,9 +23,11 @@ from typing import Any, Literal
 
 import nltk
 import numpy as np
+from nltk.stem.porter import PorterStemmer
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from nltk.translate.meteor_score import single_meteor_score
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -83,13 +87,26 @@ def nltk_bleu(told: str, reference: str) -> float:
 
 
 def rouge_l(told: str, reference: str) -> float:
-    """F1 of the longest common subsequence of stemmed words (Google's rouge-score)."""
+    """F1 of the longest common subsequence of stemmed words (Google's rouge-score, with words of any script).
+
+    rouge-score itself takes only a-z and 0-9 for a word's letters, so a Russian text has none; what is ASCII counts the same.
+    """
     return 100 * float(_rouge().score(reference, told)["rougeL"].fmeasure)
 
 
 @cache
 def _rouge() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+class _Words(Tokenizer):
+    """rouge-score's words, of any script: runs of letters and digits, lower case, Porter's stems of those above three letters."""
+
+    def __init__(self) -> None:
+        self.stem = PorterStemmer().stem
+
+    def tokenize(self, text: str) -> list[str]:
+        return [self.stem(word) if len(word) > 3 else word for word in re.findall(r"[^\W_]+", text.lower())]
 
 
 class _NoSynonyms:
@@ -271,7 +288,7 @@ def nlg_report(
         scores |= {f"distinct_{n}": distinct(spoken, n) for n in (1, 2)}
         scores["repetition_4"] = interval([repetition(text) for text in spoken])
     if alike := self_bleu(spoken, seed=seed):
-        scores["self_bleu"] = interval(alike)
+        scores["self_bleu"] = Interval(statistics.fmean(alike), math.nan, math.nan, len(alike))  # each text counts in every row
     labels = {
         "bleu_first": "first sentence, as published: NLTK sentence BLEU, smoothing 4",
         "rouge_l_first": "first sentence, as published: ROUGE-L F1, stemmed",
@@ -283,7 +300,7 @@ def nlg_report(
         "distinct_1": "different words, % of all; jackknife",
         "distinct_2": "different pairs of words, % of all; jackknife",
         "repetition_4": "4-grams that stood in the same text before, %",
-        "self_bleu": f"each of at most {SELF_BLEU_TEXTS} texts against the others",
+        "self_bleu": f"each of at most {SELF_BLEU_TEXTS} texts against the others; no interval",
     }
     counts = {
         "stories": len(told),

@@ -30,9 +30,9 @@ def story_report(stories: Sequence[Story]) -> dict[str, float]:
 
 def repeats(story: Story) -> tuple[int, int]:
     """How many of a story's told sentences stood in it before, and how many were told; see `story_report`."""
-    said = story.continuation + ([story.steps[-1].sentence] if story.stopped_by == "loop" and story.steps else [])
-    earlier, repeated = set(story.sentences[: story.prompt_sentences]), 0
-    for sentence in said:
+    looped = int(story.stopped_by == "loop")  # whose last sentence is not among the story's
+    earlier, repeated = set(story.sentences[: story.prompt_sentences]), looped
+    for sentence in story.continuation:
         repeated += sentence in earlier
         earlier.add(sentence)
-    return repeated, len(said)
+    return repeated, len(story.continuation) + looped

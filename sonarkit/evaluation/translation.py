@@ -20,9 +20,9 @@ PATIENCE = 20.0  # seconds after which spBLEU goes without its tokenizer
 UNSPACED = {"Hans": "zh", "Hant": "zh"} | dict.fromkeys(("Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"), "char")
 
 
-def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """sacrebleu's corpus BLEU with its defaults (13a tokenization, exponential smoothing), 0 to 100."""
-    return sacrebleu.corpus_bleu(list(hypotheses), [list(references)]).score
+def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str], code: str = "eng_Latn") -> float:
+    """sacrebleu's corpus BLEU of texts in the language `code` (exponential smoothing, `tokenizer_for`: mostly 13a), 0 to 100."""
+    return sacrebleu.corpus_bleu(list(hypotheses), [list(references)], tokenize=tokenizer_for(code, spbleu=False)).score
 
 
 @dataclass(frozen=True)

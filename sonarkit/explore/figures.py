@@ -451,7 +451,9 @@ def loss_curves(
                 hovertemplate=f"{x} %{{x:,}}: %{{y:.4f}}<extra>%{{fullData.name}}</extra>",
             )
     figure.update_layout(showlegend=True).update_xaxes(title=x, rangemode="tozero")
-    return figure.update_yaxes(title=names[0].replace("_", " ") if len(names) == 1 else "", type="log" if log else "linear")
+    return figure.update_yaxes(
+        title=_escape(names[0].replace("_", " ")) if len(names) == 1 else "", type="log" if log else "linear"
+    )
 
 
 def interval_figure(

@@ -110,11 +110,12 @@ class ConceptModule(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, sonar: Sonar | None = None, device: str | torch.device = "cpu", same_codec: bool = True
+        cls, name: str | Path, *, sonar: Sonar | None = None, device: str | torch.device | None = None, same_codec: bool = True
     ) -> Self:
         """What is shipped under this name, or a folder written by `save_pretrained`.
 
-        The codec it was trained with is loaded too, unless passed. A codec with another fingerprint is refused
+        The codec it was trained with is loaded too, unless passed, and lies on the same device: `device`, by default where the
+        codec that is passed lies, else the CPU. A codec with another fingerprint is refused
         (ValueError), or with `same_codec` False becomes the model's own from now on, for one that learns on in another space.
         Raises FileNotFoundError for what is not there, ValueError for what is damaged.
         """
@@ -132,7 +133,7 @@ class ConceptModule(nn.Module):
         with torch.device("meta"):
             model = cls.blank(config, sonar)
         checkpoint.assign(model, {key: value.float() for key, value in tensors.items()}, folder / "model.safetensors")
-        return model.to(device).eval()
+        return model.to(device or sonar.device).eval()
 
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype = torch.float16, weights: Mapping[str, Tensor] | None = None

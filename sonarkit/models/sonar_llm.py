@@ -168,14 +168,15 @@ class SonarLLM(ConceptModule):
         config: str | Path | None = None,
         *,
         sonar: Sonar | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
     ) -> SonarLLM:
         """A checkpoint of the published trainer: its `.pt` with the JSON of its Llama, or a Hugging Face folder.
 
         `checkpoint` may be the name of a repository to download, such as `raxtemur/sonar-llm-100m`; `config` is by default
-        the folder's `config.json`. `sonar` is Meta's `"sonar"` unless passed; the decoder in the file is not read. Weights
-        are float32. Raises FileNotFoundError, and ValueError that names what is missing, unexpected or of another shape, or
-        what in the configuration this backbone is not made for.
+        the folder's `config.json`. `sonar` is Meta's `"sonar"` unless passed; the decoder in the file is not read. Both
+        lie on `device`, by default where the codec that is passed lies, else the CPU. Weights are float32. Raises
+        FileNotFoundError, and ValueError that names what is missing, unexpected or of another shape, or what in the
+        configuration this backbone is not made for.
         """
         found = official.read(checkpoint, config)
         sonar = sonar or Sonar.from_pretrained("sonar")
@@ -183,7 +184,7 @@ class SonarLLM(ConceptModule):
         with torch.device("meta"):
             model = cls(ours, sonar)
         found.fill(model)
-        return model.to(device).eval()
+        return model.to(device or sonar.device).eval()
 
 
 def with_own_decoder(sonar: Sonar) -> Sonar:

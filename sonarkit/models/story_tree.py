@@ -252,7 +252,7 @@ class StoryTree:
 def _line(indent: int, number: int, node: Node, current: int | None, on_path: set[int]) -> str:
     mark = "→" if node.id == current else "●" if node.id in on_path else "·"
     notes = {"prompt": " (prompt)", "person": " (yours)", "model": ""}[node.by]
-    stops = {None: "", "end": " (the end)", "loop": " (a repetition)", "max_sentences": " (long enough)"}[node.stopped_by]
+    stops = {None: "", "end": " (the end)", "loop": " (a repetition)"}.get(node.stopped_by, " (long enough)")
     sentence = " ".join(node.sentence.split())  # a line is a line
     return f"{'    ' * indent}{mark} {number}. {sentence}{notes}{stops}"
 

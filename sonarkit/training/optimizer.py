@@ -100,13 +100,6 @@ class Optimizers:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for part, saved in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
-
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig, muon_dtype: torch.dtype | None = None) -> Optimizers:
     """The optimizer over the parameters that want a gradient; `muon_dtype` as in `Muon`. Raises ValueError when there is none."""
@@ -115,9 +108,12 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, muon_dtype: torch.
         raise ValueError(f"{type(model).__name__} has no parameter to train; call requires_grad_() on what should learn")
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} if config.muon else set()
     rest = [p for p in parameters if id(p) not in linear]
+    biases = {
+        id(p) for name, p in model.named_parameters() if p.ndim < 2 or name.endswith("bias")
+    }  # those of all layers: a matrix
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if id(p) not in biases], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if id(p) in biases], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]  # an empty one would keep the state from being saved by name
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

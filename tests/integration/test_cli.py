@@ -49,7 +49,7 @@ def test_the_examples_in_the_help_are_understood() -> None:
     commands = {name: getattr(cli, name) for name in ("story", "encode", "decode", "translate", "convert", "lab")}
     commands |= {f"evaluate {what}": command for what, command in cli.EVALUATIONS.items()}
     for command in commands.values():
-        lines += [line.strip() for line in inspect.getdoc(command).splitlines() if line.startswith("  sonarkit")]
+        lines += [line.strip() for line in inspect.getdoc(command).splitlines() if line.strip().startswith("sonarkit ")]
     for line in lines:
         for part in (p.strip() for p in line.split("|") if "sonarkit" in p):
             name, *arguments = shlex.split(part.split(" <")[0])[1:]

@@ -149,7 +149,9 @@ def test_what_cannot_be_measured_is_refused(sonarkit: Command, codec: Path, spee
 
 
 def test_the_examples_are_understood() -> None:
-    lines = [line.strip() for line in (inspect.getdoc(cli.evaluate_speech) or "").splitlines() if line.startswith("  sonarkit")]
+    lines = [
+        line.strip() for line in (inspect.getdoc(cli.evaluate_speech) or "").splitlines() if line.strip().startswith("sonarkit ")
+    ]
     assert len(lines) >= 2
     for line in lines:
         with pytest.raises(SystemExit) as ending:  # --help last: everything before it was parsed

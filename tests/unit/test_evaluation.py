@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,8 @@ def test_xsim_refuses_what_is_not_aligned() -> None:
 def test_bleu_is_sacrebleus() -> None:
     assert corpus_bleu(["the cat sat on the mat"], ["the cat sat on the mat"]) == pytest.approx(100)
     assert 0 < corpus_bleu(["the cat sat on a mat"], ["the cat sat on the mat"]) < 100
+    one, other = ["小狐狸在森林里找到一只红色的风筝。"], ["小狐狸在花园里找到一只红色的风筝。"]
+    assert corpus_bleu(one, other) < 1 and corpus_bleu(one, other, "zho_Hans") > 50  # no spaces between words
 
 
 class Points:
@@ -173,6 +176,8 @@ def test_story_report_counts_ends_and_repetitions() -> None:
     assert report["stopped_end"] == report["stopped_loop"] == report["stopped_max_sentences"] == pytest.approx(1 / 3)
     assert report["repeated_sentences"] == pytest.approx(2 / 8)
     assert report["sentences_per_story"] == pytest.approx(8 / 3)
+    of_tokens = replace(story(["a", "b"], 1, "loop", "a"), steps=[])  # a token-level model takes no steps
+    assert story_report([of_tokens])["repeated_sentences"] == 0.5
     with pytest.raises(ValueError, match="at least one story"):
         story_report([])
 
@@ -521,7 +526,9 @@ def test_the_command_prints_a_table_and_writes_json(
 
 
 def test_the_command_s_examples_are_understood() -> None:
-    lines = [line.strip() for line in (inspect.getdoc(cli.evaluate_codec) or "").splitlines() if line.startswith("  sonarkit")]
+    lines = [
+        line.strip() for line in (inspect.getdoc(cli.evaluate_codec) or "").splitlines() if line.strip().startswith("sonarkit ")
+    ]
     assert len(lines) >= 3
     for line in lines:
         with pytest.raises(SystemExit) as ending:

@@ -186,6 +186,8 @@ def test_loss_curves_show_training_and_evaluation_of_each_run() -> None:
     assert both[0].line.color == both[1].line.color != both[2].line.color
     parts = figures.loss_curves({"one": RECORDS}, ["loss_nats_per_token", "loss_mt"], log=True)
     assert [trace.name for trace in parts.data][-1] == "loss_mt, training" and parts.layout.yaxis.type == "log"
+    hostile = figures.loss_curves({"one": [RECORDS[0] | {"<a href='x'>y</a>": 1.0}]}, "<a href='x'>y</a>")
+    assert "<a" not in hostile.layout.yaxis.title.text
 
 
 def test_path_numbers_the_sentences_and_tells_prompt_from_story() -> None:

@@ -419,6 +419,10 @@ def test_only_matrices_decay() -> None:
     assert (matrices["weight_decay"], vectors["weight_decay"], len(vectors["params"])) == (0.1, 0.0, 2)
     with pytest.raises(ValueError, match="Linear has no parameter to train"):
         make_optimizer(nn.Linear(1, 1).requires_grad_(False), OPTIMIZER)
+    of_layers = nn.Module()
+    of_layers.value_weight, of_layers.value_bias = nn.Parameter(torch.ones(2, 3, 4)), nn.Parameter(torch.ones(2, 3))
+    matrices, biases = make_optimizer(of_layers, OPTIMIZER).param_groups
+    assert matrices["params"] == [of_layers.value_weight] and biases["params"] == [of_layers.value_bias]
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])

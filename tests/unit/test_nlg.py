@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import sacrebleu
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -61,6 +62,10 @@ def test_rouge_l_by_hand() -> None:
     """ "dogs" and "dog" have one stem: 3 of 4 and 3 of 3 words in common."""
     assert rouge_l("the big dogs ran", "the dog ran") == pytest.approx(100 * 2 * (3 / 4) / (1 + 3 / 4))
     assert rouge_l("", "the dog") == 0
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    for told, true in zip(TOLD, TRUE):  # what is ASCII counts as rouge-score counts it
+        assert rouge_l(" ".join(told), " ".join(true)) == 100 * scorer.score(" ".join(true), " ".join(told))["rougeL"].fmeasure
+    assert rouge_l("Лиса бежала домой.", "Лиса бежала домой!") == 100 and rouge_l("Déjà vu", "Deja vu") == 50
 
 
 def test_meteor_by_hand() -> None:

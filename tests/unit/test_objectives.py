@@ -264,9 +264,12 @@ def test_a_batch_in_which_nothing_is_to_be_said_has_no_loss_and_can_be_gone_back
     for loss, part in (
         (pair_loss(sonar, batch, ObjectiveConfig(1.0, 0.0, 1.0)), "mt"),
         (decoder_loss(sonar, batch, DecoderObjective()), "decoder"),
+        (pair_loss(sonar, pairs(sonar), ObjectiveConfig(0.0, 0.0, 1.0, dae_share=1e-9)), "dae"),  # of which none is drawn
     ):
+        sonar.zero_grad()
         loss.total.backward()
-        assert loss.total.item() == loss.count == loss.parts[part][1] == 0
+        assert loss.total.item() == loss.parts[part][1] == 0
+        assert all(p.grad is not None for p in sonar.decoder.parameters())  # as DDP and FSDP want it
 
 
 def test_a_target_that_is_not_to_be_learnt_is_not(sonar: Sonar) -> None:

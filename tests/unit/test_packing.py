@@ -75,3 +75,14 @@ def test_chunks_hold_everything_once_within_the_budget() -> None:
     assert sorted(i for chunk in chunks for i in chunk) == list(range(7))
     assert all(sum(lengths[i] for i in chunk) <= 10 or len(chunk) == 1 for chunk in chunks)
     assert [6] in chunks  # longer than the budget: alone, not lost
+
+
+def test_dropout_of_attention_weights_keeps_their_mean() -> None:
+    torch.manual_seed(0)
+    packing = packing_of([3, 5, 5])
+    qkv = torch.randn(13, 24, dtype=torch.float64, requires_grad=True)
+    plain = packing.attention(qkv, 2, causal=True)
+    drawn = torch.stack([packing.attention(qkv, 2, True, dropout=0.25) for _ in range(4000)])
+    assert not torch.equal(drawn[0], drawn[1])
+    torch.testing.assert_close(drawn.mean(0), plain, atol=0.1, rtol=0)
+    assert torch.equal(packing.attention(qkv, 2, True, dropout=0.0), plain)

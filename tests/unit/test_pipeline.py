@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sonarkit.codec.config import PoolerConfig
 from sonarkit.codec.pipeline import Sonar, TruncationWarning
 from sonarkit.text.languages import UnknownLanguageError
 
@@ -51,6 +52,10 @@ def test_dropout_does_not_meet_a_vector(sonar: Sonar) -> None:
     with pytest.raises(ValueError, match=r"in training mode.*call sonar.eval\(\) first"):
         learner.encode(["A fox."])
     assert torch.equal(learner.eval().encode(["A fox."]), learner.encode(["A fox."]))
+    encoder = replace(sonar.config.encoder, pooling="attention", pooler=PoolerConfig(32, 1, 2, 32, dropout=0.5))
+    learner = Sonar(replace(sonar.config, encoder=encoder), sonar.tokenizer)
+    with pytest.raises(ValueError, match="in training mode"):
+        learner.encode(["A fox."])
 
 
 def test_the_vector_is_the_mean_of_all_encoder_outputs(sonar: Sonar) -> None:
@@ -196,3 +201,15 @@ def test_a_stream_may_have_a_language_for_each_text(sonar: Sonar) -> None:
         list(sonar.encode_stream(texts, langs[:5], buffer=4))
     with pytest.raises(ValueError, match="more language codes than texts"):
         list(sonar.encode_stream(texts[:5], langs, buffer=4))
+
+
+def test_a_codec_in_half_precision_is_the_same_codec(sonar: Sonar, tmp_path: Path) -> None:
+    """Its fingerprint is that of the file, until its weights are others; teacher forcing takes float32 vectors."""
+    sonar.save_pretrained(tmp_path)
+    whole = Sonar.from_pretrained(tmp_path)
+    half = Sonar.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.fingerprint() == whole.fingerprint() == sonar.fingerprint()
+    assert half.encode(TEXTS).dtype == torch.float32
+    loss, exact = (one.token_loss(whole.encode(TEXTS), TEXTS).total.item() for one in (half, whole))
+    assert loss == pytest.approx(exact, rel=0.01)
+    assert half.float().fingerprint() != whole.fingerprint()  # rounded, they are other vectors

@@ -254,3 +254,30 @@ def test_prompts_are_the_first_two_sentences() -> None:
         prompts_for("storyworld:test", 4, "ita_Latn")
     with pytest.raises(ValueError, match="at least 1; got 0"):
         prompts_for("storyworld:test", 0)
+
+
+def test_a_sentence_that_is_cut_is_divided_by_what_is_told_of_it(sonar: Sonar, tmp_path: Path) -> None:
+    """62 pieces at most: twice as many words are as many bits, and as many bytes; in a store, too."""
+    model = tiny("sonar-llm", sonar)
+    stories = [["A fox.", " ".join(["the fox ran"] * times)] for times in (60, 120)]
+    rows_N2 = text_bits(model, stories, "eng_Latn")
+    kept = len(sonar.tokenizer.decode(sonar.target_ids([stories[0][1]], "eng_Latn")[0]).encode())
+    assert rows_N2[0].tolist() == rows_N2[1].tolist()
+    assert rows_N2[0, 1] == kept + len("End of sequence.") < len(stories[0][1])
+    lines = "\n".join(json.dumps({"text": f"A fox. {story[1].capitalize()}."}) for story in stories)
+    (tmp_path / "long.jsonl").write_text(lines, encoding="utf-8")
+    sonar.name = "tiny"
+    encode_into(str(tmp_path / "long.jsonl"), tmp_path / "long", sonar, World(0, 1, 0, torch.device("cpu")))
+    store = Store(tmp_path / "long")
+    assert len(store[0].texts) == 2 and len(store[1].texts[1]) > 1000
+    assert bits_per_byte(model, store).value == pytest.approx(float(rows_N2[:, 0].sum() / rows_N2[:, 1].sum()), rel=0.05)
+
+
+def test_a_model_lies_where_its_codec_does(sonar: Sonar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sonar.save_pretrained(tmp_path / "codec")
+    tiny("sonar-llm", sonar, str(tmp_path / "codec")).save_pretrained(tmp_path)
+    known = sonar.fingerprint()
+    sonar = sonar.to("meta")  # any device but the CPU
+    monkeypatch.setattr(Sonar, "fingerprint", lambda self: known)
+    assert SonarLLM.from_pretrained(tmp_path, sonar=sonar).device.type == sonar.device.type == "meta"
+    assert SonarLLM.from_pretrained(tmp_path).device.type == "cpu"

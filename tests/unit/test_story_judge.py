@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from sonarkit.core.paths import data_folder
-from sonarkit.evaluation.story_judge import SCORES, Report, diversity, elements_of, judge_stories, judge_story, novelty
+from sonarkit.evaluation.story_judge import (
+    SCORES,
+    Report,
+    diversity,
+    diversity_rows,
+    elements_of,
+    judge_stories,
+    judge_story,
+    novelty,
+)
 from sonarkit.text.corpora import read_jsonl
 from sonarkit.text.storyworld import CODES, Story, stories
 
@@ -159,7 +168,8 @@ def test_stories_of_which_nothing_is_told_or_read() -> None:
     assert (only_prompt.grammar, only_prompt.consistency, only_prompt.plot, only_prompt.repetition) == (0, 0, 0, 0)
     foreign = judge_story(["The committee postponed its report.", "Prices rose."], "eng_Latn")
     assert (foreign.grammar, foreign.consistency, foreign.plot, foreign.repetition) == (0, 0, 0, 10) and foreign.unread == 2
-    assert judge_stories([STORY, ["Prices rose."]], "eng_Latn").per_story["creativity"][1] == 0
+    assert judge_stories([STORY, ["Prices rose."]], "eng_Latn").means["creativity"] == 5  # the first has nothing of the other
+    assert judge_stories([["Prices rose."]] * 2, "eng_Latn").means["creativity"] == 0
 
 
 def test_creativity_knows_copies() -> None:
@@ -171,6 +181,23 @@ def test_creativity_knows_copies() -> None:
     assert copies.counts["novelty"] == 0 < new.counts["novelty"]
     assert same.counts["diversity"] == 0 < new.counts["diversity"] and same.counts["distinct_plots"] == 1
     assert new.means["creativity"] > copies.means["creativity"] > same.means["creativity"]
+
+
+def test_the_interval_of_diversity_is_as_wide_as_it_scatters() -> None:
+    """Over many sets of stories; the diversities themselves, taken for independent, say half of it."""
+    rng = np.random.default_rng(0)
+    means, widths, naive = [], [], []
+    for _ in range(200):
+        told = [frozenset(rng.choice(30, 6, p=np.arange(30) / 435).astype(str)) for _ in range(40)]
+        weight_N = rng.uniform(0.9, 1, len(told))
+        rows_N = diversity_rows(told, weight_N)
+        own_N = weight_N * diversity(told)
+        assert rows_N.mean() == pytest.approx(own_N.mean())
+        means.append(rows_N.mean())
+        widths.append(rows_N.std(ddof=1) / len(told) ** 0.5)
+        naive.append(own_N.std(ddof=1) / len(told) ** 0.5)
+    assert np.mean(widths) == pytest.approx(np.std(means), rel=0.12)
+    assert np.mean(naive) < 0.8 * np.std(means)
 
 
 def test_novelty_and_diversity_by_hand() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sonarkit.codec.search import SearchConfig
+from sonarkit.explore.widgets.story_teller import story_html
 from sonarkit.models.rollout import Candidate, RolloutConfig, Step
 from sonarkit.models.story_tree import FORMAT, StoryTree
 
@@ -173,3 +174,12 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "story.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="story.json: "):
         StoryTree.load(tmp_path / "story.json")
+
+
+def test_whatever_stopped_a_story_in_a_file_can_be_shown() -> None:
+    kept = json.loads(grown().to_json())
+    for why in ("end", "loop", "max_sentences", "max_tokens"):
+        kept["nodes"][3]["stopped_by"] = why
+        tree = StoryTree.from_json(json.dumps(kept))
+        tree.go(3)
+        assert any("End of sequence." in line for line, _ in tree.outline()) and "End of sequence." in story_html(tree.path())

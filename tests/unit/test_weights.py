@@ -46,6 +46,8 @@ def test_loading_is_exact_and_other_dtypes_are_converted(sonar: Sonar, meta: Pat
     assert load(meta).state_dict().keys() == sonar.state_dict().keys()
     for key, value in load(meta, dtype=torch.bfloat16).state_dict().items():
         assert torch.equal(value, sonar.state_dict()[key].bfloat16()), key
+    prints = {load(meta, dtype=dtype).fingerprint() for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+    assert prints == {sonar.fingerprint()}
 
 
 def test_every_missing_and_unexpected_tensor_is_named(meta: Path) -> None:

@@ -377,7 +377,7 @@ def story_html(path: Sequence[Node]) -> str:
 def _row_html(number: int, node: Node, current: Node) -> str:
     said = html.escape(node.sentence) + {"prompt": "", "person": " <i>(yours)</i>", "model": ""}[node.by]
     if not node.told:
-        said += {"end": " (the end)", "loop": " (a repetition)"}[node.stopped_by or "end"]
+        said += {"loop": " (a repetition)"}.get(node.stopped_by or "", " (the end)")
     cosine = "" if node.end_cosine is None else f"{node.end_cosine:z.2f}"
     sure = "" if node.log_prob is None else sureness(node.log_prob)
     here = " aria-current='true'" if node is current else ""
