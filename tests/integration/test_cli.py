@@ -39,7 +39,7 @@ def test_the_help_teaches_by_example(sonarkit) -> None:
     for command in ("story", "encode", "decode", "translate", "lab"):
         found = sonarkit(command, "--help")
         assert found.returncode == 0 and f"  sonarkit {command}" in overview
-        examples = [line for line in found.stdout.splitlines() if line.startswith("  sonarkit ")]
+        examples = [line for line in found.stdout.splitlines() if line.startswith("    sonarkit ")]
         assert len(examples) >= 2, found.stdout  # a line each
         assert "Args:" not in found.stdout
 
