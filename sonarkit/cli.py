@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -201,6 +202,7 @@ def encode(
         speech: For --audio; "mini" or the folder of a speech encoder, or a language beside Meta's weights.
         json: Print one JSON object a sentence: {"text": ..., "embedding": [...]}.
     """
+    _ready(out)
     if out is None and not json:
         raise ValueError("where should the vectors go? --out vectors.npy writes a file, --json prints them")
     lines = iter(texts) if audio else _lines(texts)
@@ -405,6 +407,7 @@ def evaluate_codec(
         device: Where to compute: cpu, cuda.
         out: Also write all numbers there as JSON, with signatures, the codec's fingerprint and the time it took.
     """
+    _ready(out)
     from sonarkit.core.distributed import checked_device
     from sonarkit.evaluation.sets import rows_of, spoken
 
@@ -474,6 +477,7 @@ def evaluate_stories(
         json: Print one JSON object with everything, the stories included, instead of the tables.
         out: Also write that there; `sonarkit evaluate judge` reads it.
     """
+    _ready(out)
     from sonarkit.core.distributed import checked_device
     from sonarkit.evaluation import story_evaluation
     from sonarkit.text.languages import SONAR_LANGUAGES, resolve
@@ -550,6 +554,7 @@ def evaluate_judge(
         json: Print one JSON object instead of the tables.
         out: Also write that there.
     """
+    _ready(out)
     from sonarkit.evaluation.llm_judge import JudgeConfig, judge_stories
     from sonarkit.evaluation.story_evaluation import told_in
 
@@ -594,6 +599,7 @@ def evaluate_concepts(
         json: Print one JSON object instead of the table.
         out: Also write that there.
     """
+    _ready(out)
     from sonarkit.core.distributed import checked_device
     from sonarkit.store.reader import Store
 
@@ -658,6 +664,7 @@ def evaluate_summaries(
         json: Print one JSON object with everything, the summaries included, instead of the table.
         out: Also write that there.
     """
+    _ready(out)
     from sonarkit.core.distributed import checked_device
     from sonarkit.evaluation.summarization import PAPER, SummaryConfig, read_pairs, summary_report
     from sonarkit.text.languages import SONAR_LANGUAGES, resolve
@@ -714,6 +721,7 @@ def evaluate_speech(
         device: Where to compute: cpu, cuda.
         out: Also write all numbers there as JSON.
     """
+    _ready(out)
     from sonarkit.core.distributed import checked_device
     from sonarkit.evaluation.sets import rows_of
     from sonarkit.evaluation.speech import evaluate_speech, speech_set, table_of, translations_of
@@ -774,11 +782,13 @@ def lab(folder: Path = Path("sonarkit-notebooks"), no_browser: bool = False, all
         write_kernel(Path(data))
         jupyter_path = os.pathsep.join(filter(None, [data, os.environ.get("JUPYTER_PATH")]))
         with subprocess.Popen(command, env={**os.environ, "JUPYTER_PATH": jupyter_path}) as server:
+            before = signal.signal(signal.SIGTERM, lambda *_: server.terminate())
             while server.poll() is None:
                 try:
                     server.wait()
                 except KeyboardInterrupt:  # JupyterLab got it too: it asks back, or stops its kernels and ends
                     continue
+            signal.signal(signal.SIGTERM, before)
     raise SystemExit(server.returncode)
 
 
@@ -900,20 +910,30 @@ def _save_npy(path: Path, width: int, blocks: Iterable[np.ndarray]) -> int:
 
     def write(temporary: Path) -> None:
         nonlocal count
-        try:
-            with open(temporary, "wb") as file:
-                began = header(file)
-                for block in blocks:
-                    file.write(block.astype("<f4", copy=False).tobytes())
-                    count += len(block)
-                file.seek(0)
-                assert header(file) == began
-        except BaseException:  # a line that is not UTF-8, or Ctrl-C: no half file stays
-            temporary.unlink(missing_ok=True)
-            raise
+        with open(temporary, "wb") as file:
+            began = header(file)
+            for block in _own_errors(blocks):
+                file.write(block.astype("<f4", copy=False).tobytes())
+                count += len(block)
+            file.seek(0)
+            assert header(file) == began
 
-    write_atomically(path, write)
+    try:
+        write_atomically(path, write)
+    except _OfInput as error:
+        raise error.args[0] from None
     return count
+
+
+class _OfInput(Exception):
+    """An OSError of what is to be written, such as a sound file that is not there: not one of the place it is written to."""
+
+
+def _own_errors(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    try:
+        yield from blocks
+    except OSError as error:
+        raise _OfInput(error) from error
 
 
 def _print_line(text: str) -> None:
@@ -927,8 +947,16 @@ def _tell(what: str) -> None:
         print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
 
 
+def _ready(out: Path | None) -> None:
+    """Make the folder of --out, before hours are spent on what is to lie there. OSError where nothing can be written."""
+    if out is not None and not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+
+
 def _write_json(out: Path | None, value: object) -> None:
-    """A report to the file that --out names, if it names one."""
+    """A report to the file that --out names, if it names one; see `_ready`."""
     if out is not None:
         from sonarkit.core.checkpoint import write_atomically
 

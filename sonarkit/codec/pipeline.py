@@ -6,9 +6,10 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,13 @@ FORMAT = "sonarkit-codec-1"
 
 class TruncationWarning(UserWarning):
     """Some texts were longer than the codec's maximum and were cut."""
+
+
+def _save_pickled(state: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # its writer's word for a full disk
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 def fingerprint_of(tokenizer: Tokenizer, encoder: Iterable[tuple[str, Tensor]]) -> str:
@@ -249,7 +257,7 @@ class Sonar(nn.Module):
         sides: tuple[Side, Side] = ("encoder", "decoder")
         for side in sides:
             state = {"model": weights.meta_tensors(self, self.config, side)}
-            checkpoint.write_atomically(folder / f"sonar_text_{side}.pt", lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
+            checkpoint.write_atomically(folder / f"sonar_text_{side}.pt", partial(_save_pickled, state))
         model = self.tokenizer.model
         checkpoint.write_atomically(folder / "sentencepiece.source.model", lambda path: path.write_bytes(model))
 

@@ -39,8 +39,14 @@ from sonarkit.core.foreign import read_json
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it there in one step.
 
-    Raises OSError with what was kept and what to do; the old file stays.
+    A link stays one, to the new file; a device or a pipe is written to as it is. Raises OSError with what was kept and what to
+    do; the old file stays.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        write(path)
+        return
+    if path.is_symlink():
+        path = path.resolve()
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
@@ -54,11 +60,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
         kept = "the old file is kept" if path.exists() else "nothing was written"
         raise OSError(f"could not write {path} ({error}); {kept}. Free space or choose another place, and start again") from error
+    except BaseException:  # Ctrl-C, or an error of what was to be written
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _sync(path: Path) -> None:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)  # Windows syncs what may be written only
         try:
             os.fsync(descriptor)
         finally:
@@ -189,7 +198,7 @@ class Checkpoints:
 
     def _make_whole(self, temporary: Path, target: Path) -> None:
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        sums = {str(file.relative_to(temporary)): _sha256(file) for file in files}
+        sums = {file.relative_to(temporary).as_posix(): _sha256(file) for file in files}
         (temporary / "checksums.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
         for path in [*files, temporary / "checksums.json", temporary / "state", temporary]:
             _sync(path)

@@ -277,6 +277,8 @@ class _Part:
         """Give the part the file's name, and its SHA-256 a file beside it."""
         os.fsync(self.file.fileno())
         _record_path(path).write_text(f"{self.digest.hexdigest()}  {path.name}\n", encoding="utf-8")
+        if fcntl is None:  # Windows renames no file that is open
+            self.file.close()
         os.replace(self.path, path)
         self._about.unlink(missing_ok=True)
 

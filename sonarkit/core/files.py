@@ -100,7 +100,10 @@ class RemoteFolder(Folder):
             return set()
 
     def exists(self, name: str) -> bool:
-        return bool(self._files.isfile(self._at(name)))
+        try:
+            return bool(self._files.info(self._at(name))["type"] == "file")
+        except FileNotFoundError:  # `isfile` would take missing rights for a missing file
+            return False
 
     def read(self, name: str) -> bytes:
         return self._files.cat_file(self._at(name))

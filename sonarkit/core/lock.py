@@ -42,8 +42,11 @@ def sole_writer(folder: Path) -> Iterator[None]:
                 _tell(file.fileno())
                 yield
             finally:
-                path.unlink(missing_ok=True)
-            return
+                if fcntl is not None:
+                    path.unlink(missing_ok=True)  # while it is ours
+        if fcntl is None:  # Windows removes no file that is open
+            path.unlink(missing_ok=True)
+        return
 
 
 def _taken(descriptor: int) -> bool:

@@ -25,7 +25,7 @@ from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTo
 
 from sonarkit.core.paths import asset
 
-OUR_MODEL = "sonarkit-punkt-1"
+OUR_MODEL = "sonarkit-punkt-2"
 PARAMETERS = "punkt.json"
 NLTK_MODELS = {
     "ces": "czech",
@@ -68,7 +68,7 @@ _DASHES = "—–-"
 # What may close a quotation after an end mark: a quote glued to it, or French's " »" (not German's opening »Wort).
 _CLOSER = r"""(?:["'”“’‘»«›‹)\]]|\ [»›](?!\w))"""
 _END = re.compile(rf"([.!?…]+)({_CLOSER}*)(?=(\ ?[{_DASHES}]?\ ?)(\S?))")
-_SENTENCE_MARKS = str.maketrans(dict.fromkeys("؟۔।॥።။", "?"))
+_SENTENCE_MARKS = str.maketrans(dict.fromkeys("؟۔।॥።။։។།᱾。！？", "?"))
 _QUOTES = str.maketrans(dict.fromkeys("„“”«»‹›", '"') | dict.fromkeys("’‘‚", "'"))
 # Chinese and Japanese put no space between sentences.
 _WITHOUT_SPACE = re.compile(r"(?<=[。！？])(?![。！？」』”’）\s])")

@@ -106,14 +106,15 @@ def open_speech(
 
 
 def write_manifest(path: Path, utterances: Sequence[Utterance]) -> None:
-    """Write a TSV manifest, paths relative to its folder where they lie below it; atomic.
+    """Write a TSV manifest, paths relative to its folder where they lie below it, else absolute; atomic.
 
     ValueError for a tab or a line end in a path or text.
     """
     lines = ["\t".join(COLUMNS)]
     for utterance in utterances:
-        below = utterance.path.is_relative_to(path.parent)
-        cells = (str(utterance.path.relative_to(path.parent) if below else utterance.path), utterance.text, utterance.language)
+        sound, folder = utterance.path.absolute(), path.parent.absolute()
+        listed = sound.relative_to(folder) if sound.is_relative_to(folder) else sound
+        cells = (str(listed), utterance.text, utterance.language)
         if any(character in cell for cell in cells for character in "\t\n\r"):
             raise ValueError(f"{utterance.source}: tabs and line ends cannot be in a manifest, got {cells!r}")
         lines.append("\t".join(cells))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -232,3 +234,25 @@ def test_weights_can_be_read_by_whom_other_files_can(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     checkpoint.write_safetensors(tmp_path / "model.safetensors", WEIGHTS, {})
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    checkpoint.write_atomically(tmp_path / "link.txt", lambda path: path.write_text("new"))
+    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit((tmp_path / "pipe").read_text)
+        checkpoint.write_atomically(tmp_path / "pipe", lambda path: path.write_text("through"))
+        assert read.result() == "through" and (tmp_path / "pipe").is_fifo()
+
+
+def test_whatever_stops_a_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    def interrupted(path: Path) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write_atomically(tmp_path / "a.txt", interrupted)
+    assert not list(tmp_path.iterdir())

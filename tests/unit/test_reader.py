@@ -13,6 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.distributed import World
@@ -250,3 +251,12 @@ def test_an_epoch_takes_no_memory_of_its_own(tmp_path: Path) -> None:
         store.document(i, 7, 2)
     store.document_tokens()
     assert sum(sizes) > 80e6 and own_memory() - before < 0.5 * max(sizes), (own_memory() - before, max(sizes))
+
+
+def test_missing_rights_are_not_a_missing_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, path: str, **options: object) -> None:
+        raise PermissionError(f"you may not read {path}")
+
+    monkeypatch.setattr(MemoryFileSystem, "info", refuse)
+    with pytest.raises(PermissionError, match="you may not read"):
+        Store("memory://reader/locked")

@@ -96,6 +96,17 @@ def test_other_scripts():
     check("arb_Arab", "مرحبا.", "كيف حالك؟", "أنا بخير.")
     check("hin_Deva", "मैं ठीक हूँ।", "आप कैसे हैं?", "हाँ।")
     assert split_sentences("你好。我很好！“你好。”他说。好", "zho_Hans") == ["你好。", "我很好！", "“你好。”他说。", "好"]
+    for lang, mark in {
+        "zho_Hans": "。",
+        "jpn_Jpan": "！",
+        "hye_Armn": "։",
+        "khm_Khmr": "។",
+        "bod_Tibt": "།",
+        "sat_Beng": "᱾",
+    }.items():
+        words = {"zho_Hans": "今天下雨", "jpn_Jpan": "今日は雨です", "hye_Armn": "Այսօր անձրև է", "khm_Khmr": "ថ្ងៃនេះភ្លៀង"}
+        said = words.get(lang, "བཀྲ་ཤིས" if lang == "bod_Tibt" else "ᱱᱚᱣᱟ") + mark
+        assert split_sentences(f"{said} {said}\n{said}", lang) == [said] * 3, lang
     check("eng_Latn", "😀 Hi!", "😀😀 Bye. 👍")
     assert split_sentences("👍") == ["👍"]
 
@@ -127,7 +138,7 @@ def test_real_stories_keep_every_character(shared_data: Path):
 def test_the_model_that_ships():
     assert asset(PARAMETERS).stat().st_size < 400_000
     assert set(sentences._our_models()) == {"eng_Latn", "fra_Latn", "deu_Latn", "spa_Latn"}
-    assert segmenter_name("eng_Latn") == segmenter_name("zul_Latn") == "sonarkit-punkt-1"
+    assert segmenter_name("eng_Latn") == segmenter_name("zul_Latn") == "sonarkit-punkt-2"
 
 
 def test_nltks_own_model_is_used_where_the_user_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -138,7 +149,7 @@ def test_nltks_own_model_is_used_where_the_user_has_it(tmp_path: Path, monkeypat
     (folder / "abbrev_types.txt").write_text("zyx\n")
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     assert segmenter_name("eng_Latn") == "nltk-punkt-english"
-    assert segmenter_name("fra_Latn") == "sonarkit-punkt-1"
+    assert segmenter_name("fra_Latn") == "sonarkit-punkt-2"
     assert split_sentences('The zyx. Fox ran. "Why?" asked Mr. Fox.') == ["The zyx. Fox ran.", '"Why?" asked Mr. Fox.']
 
 

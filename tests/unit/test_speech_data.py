@@ -138,3 +138,13 @@ def test_a_voice_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(VOICES, "train", ("m1", "m99"))
     with pytest.raises(ValueError, match="no voices de-nowhere, m99"):
         synthesize(tmp_path / "a", SyntheticConfig(3))
+
+
+def test_a_manifest_finds_sounds_that_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("wav").mkdir()
+    Path("out").mkdir()
+    Path("wav/a.wav").write_bytes(b"a sound")
+    write_manifest(Path("out/m.tsv"), [Utterance(Path("wav/a.wav"), "A.", "eng_Latn", "here")])
+    (found,) = open_speech(Path("out/m.tsv"))
+    assert found.path == tmp_path / "wav" / "a.wav" and found.path.is_file()
