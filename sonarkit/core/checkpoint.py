@@ -10,6 +10,7 @@ renamed when it is whole. Ranks on several machines need one file system.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -181,9 +182,9 @@ class Checkpoints:
             _write_trainer(temporary / _trainer_file(self.world.rank), trainer)
             if self.world.rank == 0:
                 (temporary / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-            written = distributed_checkpoint().async_save(
-                state, checkpoint_id=temporary / "state", process_group=self._group, no_dist=self.world.size == 1
-            )
+            save = distributed_checkpoint().async_save
+            alone = {"no_dist": True} if self.world.size == 1 and "no_dist" in inspect.signature(save).parameters else {}  # 2.9
+            written = save(state, checkpoint_id=temporary / "state", process_group=self._group, **alone)
         self._pending = self._worker.submit(self._finish, step, temporary, written)
 
     def _finish(self, step: int, temporary: Path, written: Future[Any]) -> None:

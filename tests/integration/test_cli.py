@@ -223,7 +223,7 @@ def token_llm(codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_models_of_two_families_in_one_table(sonarkit, llm: Path, token_llm: Path, tmp_path: Path) -> None:
-    out = tmp_path / "stories.json"
+    out = tmp_path / "made" / "stories.json"
     options = ("evaluate", "stories", llm, token_llm, "--count", 2, "--max-sentences", 3, "--beam-size", 1)
     found = sonarkit(*options, "--show", 1, "--out", out)
     lines = [line for line in found.stdout.splitlines() if line.startswith("| ")]
@@ -260,7 +260,7 @@ def test_concepts_and_summaries_of_a_model(sonarkit, llm: Path, token_llm: Path,
     stories.write_text("The fox ran home. Mia slept.\n\nTom found a map. It was old.\n\nA bear came. Mia ran.\n")
     store = tmp_path / "store"
     encode_into(str(stories), store, Sonar.from_pretrained(codec), World(0, 1, 0, torch.device("cpu")))
-    out = tmp_path / "concepts.json"
+    out = tmp_path / "made" / "concepts.json"
     found = sonarkit("evaluate", "concepts", llm, "--store", store, "--beam-size", 1, "--out", out)
     assert found.returncode == 0 and "mrr" in found.stdout and found.stdout.splitlines()[-1].startswith("bits per byte ")
     told = json.loads(out.read_text())
