@@ -11,11 +11,15 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 PATIENCE = timedelta(hours=2)  # rank 0 may evaluate alone for long; torchrun itself ends the others when a rank dies
 BEAT = 10.0  # seconds at most between two signs of life of a rank
@@ -247,13 +251,19 @@ def shard(
     mesh = init_device_mesh(world.device.type, (world.size,))
     broadcast_weights(world, model)
     for layer in layers:
-        fully_shard(layer, mesh=mesh)
+        _summed(fully_shard(layer, mesh=mesh), world)
         for name in layer_methods:
             register_fsdp_forward_method(layer, name)
     # kept until the backward pass: a method may call `forward` and need the weights after it (a tied projection)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    _summed(fully_shard(model, mesh=mesh, reshard_after_forward=False), world)
     for name in methods:
         register_fsdp_forward_method(model, name)
+
+
+def _summed(module: FSDPModule, world: World) -> None:
+    """Let a mean over ranks be a sum, divided: asked for a mean, gloo gives the sum in torch 2.8, without a word."""
+    if world.device.type == "cpu":
+        module.set_force_sum_reduction_for_comms(True)
 
 
 def broadcast_weights(world: World, module: nn.Module) -> None:
