@@ -75,7 +75,7 @@ class Sonar(nn.Module):
         self.encoder = Encoder(config.encoder, config.vocab_size, config.max_tokens)
         self.decoder = Decoder(config.decoder, config.width, config.vocab_size, config.max_tokens)
         self.name = ""  # what from_pretrained was given
-        self._loaded_as = ""  # its fingerprint before it was rounded to bfloat16
+        self.loaded_as = ""  # its fingerprint before it was rounded to bfloat16
         self._speech: list[spoken.SpeechEncoder] = []  # in a list: its weights are not the codec's
 
     # ------------------------------------------------------------------ loading and saving
@@ -156,7 +156,7 @@ class Sonar(nn.Module):
         tensors = checkpoint.read_safetensors(file)  # mapped: each tensor is read when it is converted
         checkpoint.assign(sonar, {key: value.to(device, dtype, copy=True) for key, value in tensors.items()}, file)
         if dtype == torch.bfloat16:
-            sonar._loaded_as = fingerprint_of(sonar.tokenizer, ((key, tensors[key]) for key in sonar._read_by()))
+            sonar.loaded_as = fingerprint_of(sonar.tokenizer, ((key, tensors[key]) for key in sonar._read_by()))
         sonar.name = str(name)
         return sonar.eval()
 
@@ -244,7 +244,7 @@ class Sonar(nn.Module):
             sonar = cls(config, tokenizer)
         weights.fill(sonar, sides, config, torch.device(device), dtype)
         if dtype == torch.bfloat16:
-            sonar._loaded_as = fingerprint_of(tokenizer, weights.read(sonar._read_by(), sides, sonar, config))
+            sonar.loaded_as = fingerprint_of(tokenizer, weights.read(sonar._read_by(), sides, sonar, config))
         return sonar.eval()
 
     def save_meta(self, folder: str | Path) -> None:
@@ -291,8 +291,8 @@ class Sonar(nn.Module):
 
         Of one loaded in bfloat16 it is that of the weights in the file: its vectors mean the same.
         """
-        if self._loaded_as and self.encoder.embedding.weight.dtype == torch.bfloat16:
-            return self._loaded_as
+        if self.loaded_as and self.encoder.embedding.weight.dtype == torch.bfloat16:
+            return self.loaded_as
         state = self.state_dict()
         return fingerprint_of(self.tokenizer, ((key, state[key]) for key in self._read_by()))
 

@@ -195,6 +195,7 @@ def with_own_decoder(sonar: Sonar) -> Sonar:
     with torch.device("meta"):
         own = Sonar(sonar.config, sonar.tokenizer)
     own.encoder.load_state_dict(sonar.encoder.state_dict(), assign=True)
+    own.loaded_as = sonar.loaded_as
     meta = torch.get_default_device().type == "meta"
     own.decoder.load_state_dict(
         {

@@ -108,9 +108,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, muon_dtype: torch.
         raise ValueError(f"{type(model).__name__} has no parameter to train; call requires_grad_() on what should learn")
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} if config.muon else set()
     rest = [p for p in parameters if id(p) not in linear]
-    biases = {
-        id(p) for name, p in model.named_parameters() if p.ndim < 2 or name.endswith("bias")
-    }  # those of all layers: a matrix
+    # biases of all layers together are a matrix
+    biases = {id(p) for name, p in model.named_parameters() if p.ndim < 2 or name.endswith("bias")}
     groups = [
         {"params": [p for p in rest if id(p) not in biases], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if id(p) in biases], "weight_decay": 0.0},

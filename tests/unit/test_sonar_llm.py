@@ -208,9 +208,11 @@ def test_a_decoder_of_its_own_learns_and_the_codec_given_does_not(sonar: Sonar, 
     assert {p.dtype for p in (*again.parameters(), *again.sonar.parameters())} == {torch.float64}
 
 
-def test_a_codec_in_half_precision_gives_a_decoder_that_learns_in_float32(sonar: Sonar) -> None:
+def test_a_codec_in_half_precision_gives_a_decoder_that_learns_in_float32(sonar: Sonar, tmp_path: Path) -> None:
     config = SonarLLMConfig(BackboneConfig(24, 48, 2, 3, 8), 32, "tiny", sonar.fingerprint(), train_decoder=True)
-    model = SonarLLM(config, sonar.bfloat16())
+    sonar.save_pretrained(tmp_path)
+    model = SonarLLM(config, Sonar.from_pretrained(tmp_path, dtype=torch.bfloat16))
+    assert model.sonar.fingerprint() == sonar.fingerprint()
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {p.dtype for p in model.sonar.encoder.parameters()} == {torch.bfloat16}
 
