@@ -51,6 +51,7 @@ from sonarkit.core.errors import user_errors  # noqa: E402
 from sonarkit.encode import encode_into  # noqa: E402
 from sonarkit.evaluation import objective_study, story_evaluation  # noqa: E402
 from sonarkit.evaluation.bits_per_byte import bits_per_byte  # noqa: E402
+from sonarkit.evaluation.family_study import ORDERED  # noqa: E402
 from sonarkit.evaluation.objective_study import KEYS, METRICS  # noqa: E402
 from sonarkit.evaluation.report import evaluate_codec  # noqa: E402
 from sonarkit.evaluation.scaling import ScalingFit, fit_scaling  # noqa: E402
@@ -58,6 +59,7 @@ from sonarkit.evaluation.sets import rows_of, spoken  # noqa: E402
 from sonarkit.evaluation.speech import evaluate_speech, speech_set  # noqa: E402
 from sonarkit.evaluation.story_evaluation import StoryEvaluation, evaluate_stories  # noqa: E402
 from sonarkit.models.backbone import BackboneConfig  # noqa: E402
+from sonarkit.models.diffusion_lcm import SamplingConfig  # noqa: E402
 from sonarkit.models.family import load_model, trained_parameters  # noqa: E402
 from sonarkit.store.reader import Store  # noqa: E402
 from sonarkit.train import targets_of, train_run  # noqa: E402
@@ -369,7 +371,8 @@ class Families(ModelStudy):
 
     What they add to it is of similar size but for the token-level model's embedding, which the table counts apart. They
     are judged on how they go on with `count` stories of `on`, which none of them has seen, for at most `max_sentences`
-    sentences, and a token-level model for at most `max_tokens` tokens.
+    sentences, and a token-level model for at most `max_tokens` tokens. A diffusion LCM's guidance is that of `guidances` with
+    the highest mean of grammar, consistency and plot on the first `tuned_on` validation stories.
     """
 
     out: Path = Path("runs/families")
@@ -381,11 +384,13 @@ class Families(ModelStudy):
     count: int = 100
     max_sentences: int = 32
     max_tokens: int = 1024
+    guidances: tuple[float, ...] = (0.8, 1.0, 1.5, 2.0, 3.0)
+    tuned_on: int = 40
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.seeds or min(self.steps, self.count) < 1:
-            raise ValueError(f"there must be a seed, and steps and count must be at least 1: {self}")
+        if not self.seeds or not self.guidances or min(self.steps, self.count, self.tuned_on) < 1:
+            raise ValueError(f"there must be a seed and a guidance, and steps, count and tuned_on must be at least 1: {self}")
 
 
 def families(study: Families) -> str:
@@ -398,6 +403,8 @@ def families(study: Families) -> str:
             judging: dict[str, Any] = {"on": study.on, "count": study.count, "max_sentences": study.max_sentences}
             if family == "token-llm":
                 judging["max_tokens"] = study.max_tokens
+            if family == "diffusion-lcm":
+                judging |= {"guidances": list(study.guidances), "tuned_on": study.tuned_on}
             jobs.append(Job(f"{family}, seed {seed}", run, judge_stories, {"family": family, **judging}))
     results = spread(jobs, study.jobs)
     found = {
@@ -406,6 +413,8 @@ def families(study: Families) -> str:
     }
     pools = [story_evaluation.pooled(of_family) for of_family in found.values()]
     notes = [*story_evaluation.notes(pools), f"{study.steps} steps of {study.documents_per_step} of {study.stories} stories"]
+    if "diffusion-lcm" in study.families:
+        notes.append(f"guidance of the diffusion LCM: the best of {study.guidances} on {study.tuned_on} validation stories")
     if len(study.seeds) > 1:
         notes.append(f"means of {len(study.seeds)} seeds; intervals are over stories, not over seeds (rows.json has each seed's)")
     parts = [story_evaluation.table(pools), story_evaluation.comparison_table(pools), "\n".join(f"- {note}" for note in notes)]
@@ -421,9 +430,21 @@ def families(study: Families) -> str:
     return _keep(study.out, "\n\n".join(filter(None, parts)), rows)
 
 
-def judge_stories(job: Job, folder: Path, family: str, on: str, count: int, **limits: Any) -> dict[str, Any]:
+def judge_stories(
+    job: Job, folder: Path, family: str, on: str, count: int, guidances: Sequence[float] = (), tuned_on: int = 0, **options: Any
+) -> dict[str, Any]:
     """How the model goes on with `count` stories of `on`."""
-    evaluation = evaluate_stories(load_model(folder), story_evaluation.prompts_for(on, count), family, **limits)
+    model = load_model(folder)
+    if guidances:
+        found = {}
+        for guidance in guidances:
+            sampling = SamplingConfig(guidance=guidance)
+            valid = story_evaluation.prompts_for("storyworld:valid", tuned_on)
+            scores = evaluate_stories(model, valid, family, sampling=sampling, **options).scores
+            found[sampling] = np.mean([scores[name].value for name in ORDERED])
+            print(f"{job.name}: guidance {guidance:g} has {found[sampling]:.2f} on {tuned_on} validation stories", flush=True)
+        options["sampling"] = max(found, key=lambda sampling: found[sampling])
+    evaluation = evaluate_stories(model, story_evaluation.prompts_for(on, count), family, **options)
     told = ", ".join(f"{name} {evaluation.scores[name].value:.2f}" for name in story_evaluation.COMPARED)
     print(f"{job.name}: {told}", flush=True)
     return evaluation.to_dict()

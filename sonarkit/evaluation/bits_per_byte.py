@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,9 +65,10 @@ def bits_per_byte(
     return ratio(rows_N2, resamples=resamples, seed=seed)
 
 
-def text_bits(model: Model, stories: Sequence[Sequence[str]], lang: str, *, seed: int = 0) -> np.ndarray:
+def text_bits(model: Model, stories: Sequence[Sequence[str]], lang: str, *, seed: int = 0, **options: Any) -> np.ndarray:
     """(N, 2) bits and bytes of each story, a list of sentences in `lang`; the sum of the first over that of the second counts.
 
+    `options` are those of `concept_metrics.predictions`, such as a diffusion LCM's `sampling`.
     Raises ValueError for no stories and for one without a sentence.
     """
     if not stories or not all(stories):
@@ -81,7 +83,7 @@ def text_bits(model: Model, stories: Sequence[Sequence[str]], lang: str, *, seed
         targets = model.sonar.target_ids(texts, lang)
         text_bytes = _bytes_told(model.sonar, targets, [len(text.encode()) for text in texts])
         documents.append(Document(vectors_SD, targets, text_bytes))
-    return _document_bits(model, documents, seed)
+    return _document_bits(model, documents, seed, **options)
 
 
 def _bytes_told(sonar: Sonar, targets: Sequence[list[int]], text_bytes: Sequence[int]) -> list[int]:
@@ -107,16 +109,18 @@ def _token_bits(model: TokenLLM, documents: Sequence[TokenDocument]) -> np.ndarr
 
 
 @torch.no_grad()
-def _document_bits(model: ConceptModule, documents: Sequence[Document], seed: int) -> np.ndarray:
-    return np.array(list(_bits_and_bytes(model, documents, seed))).reshape(-1, 2)
+def _document_bits(model: ConceptModule, documents: Sequence[Document], seed: int, **options: Any) -> np.ndarray:
+    return np.array(list(_bits_and_bytes(model, documents, seed, **options))).reshape(-1, 2)
 
 
-def _bits_and_bytes(model: ConceptModule, documents: Sequence[Document], seed: int) -> Iterator[tuple[float, float]]:
+def _bits_and_bytes(
+    model: ConceptModule, documents: Sequence[Document], seed: int, **options: Any
+) -> Iterator[tuple[float, float]]:
     """The decoder's bits of each document's sentences given the vectors predicted for them, and their bytes."""
     for start in range(0, len(documents), BATCH):
         part = documents[start : start + BATCH]
         vectors = [document.vectors_SD.to(model.device) for document in part]
-        for document, predicted_SD in zip(part, predictions(model, vectors, seed + start)):
+        for document, predicted_SD in zip(part, predictions(model, vectors, seed + start, **options)):
             ids_T, packing = pack(document.targets[1:], model.device)
             nats, _ = model.sonar.decoder.token_losses(predicted_SD, ids_T, packing)
             yield float(nats) / math.log(2), float(sum(document.bytes[1:]))

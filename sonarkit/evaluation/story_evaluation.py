@@ -14,12 +14,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sonarkit.core.config import to_dict
 from sonarkit.evaluation import story_judge
 from sonarkit.evaluation.bits_per_byte import quotient, text_bits
 from sonarkit.evaluation.llm_judge import Told
@@ -164,7 +165,8 @@ def evaluate_stories(
     rows |= {name: np.array([100.0 * (story.stopped_by == why) for story in stories]) for name, why in ENDINGS.items()}
     rows["repeated_sentences"] = np.array([[100.0 * again, told] for again, told in map(repeats, stories)])
     rows["sentences"] = np.array([float(len(story.continuation)) for story in stories])
-    rows["bits_per_byte"] = text_bits(model, whole, prompts.lang, seed=seed)
+    drawn = {"sampling": options["sampling"]} if "sampling" in options else {}
+    rows["bits_per_byte"] = text_bits(model, whole, prompts.lang, seed=seed, **drawn)
     rows |= {key: np.array(values) for key, values in nlg.of_story.items()}
     scores = {key: score_of(key, values, resamples=resamples, seed=seed) for key, values in rows.items()} | nlg.scores
     parameters, embedding = trained_parameters(model)
@@ -182,7 +184,7 @@ def evaluate_stories(
             "beam_size": own_beam(model) if beam_size is None else beam_size,
             "max_sentences": max_sentences,
             "seed": seed,
-            "options": options,
+            "options": {key: to_dict(value) if is_dataclass(value) else value for key, value in options.items()},
             "novelty_against": len(training or ()),
             "versions": nlg.versions,
             "stopped_by": dict(Counter(story.stopped_by for story in stories).most_common()),
@@ -306,6 +308,9 @@ def notes(evaluations: Sequence[StoryEvaluation]) -> list[str]:
         told.append("METEOR without WordNet, which is not on this machine: exact matches and stems only")
     if len(evaluations) > 1:
         told.append(f"p: paired permutation tests, story by story, each on its own; bold below {SURE}")
+    for one in evaluations:
+        if sampling := one.settings["options"].get("sampling"):
+            told.append(f"{one.model} by guidance {sampling['guidance']:g}, {sampling['steps']} steps")
     if any(one.family == "diffusion-lcm" for one in evaluations):
         told.append("bits per byte of a diffusion LCM are of one draw a sentence: no less, on average, than of all its draws")
     return told

@@ -22,7 +22,7 @@ from sonarkit.models.backbone import BackboneConfig
 
 SHARED = ["--stories", 12, "--valid-stories", 4, "--documents-per-step", 4, "--jobs", 1]
 SHAPE = ["--hidden", 32, "--ffn", 48, "--layers", 2, "--heads", 2, "--head-dim", 16]
-JUDGED = ["--count", 3, "--max-sentences", 4, "--max-tokens", 24]
+JUDGED = ["--count", 3, "--max-sentences", 4, "--max-tokens", 24, "--tuned-on", 2, "--guidances", 1, 3]
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,7 @@ def test_all_families_are_judged_by_one_command(of_study: Callable[..., str], tm
     assert table.strip() in printed
     rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
     assert rows[1:5] == ["| sonar-llm", "| mse-lcm", "| diffusion-lcm", "| token-llm"] and rows[5] == "| less sonar-llm"
+    assert "diffusion-lcm, seed 0: guidance 3 has " in printed and "- diffusion-lcm by guidance " in table
     assert "embedding" in next(line for line in table.splitlines() if line.startswith("| token-llm"))
     found = json.loads((first / "rows.json").read_text(encoding="utf-8"))
     assert set(found["intervals"]) == set(found["seeds"]) == {"sonar-llm", "mse-lcm", "diffusion-lcm", "token-llm"}
@@ -173,7 +174,7 @@ def test_what_does_not_fit_is_refused(refused: Callable[..., None], codec: Path,
         study.Families(families=("lcm",))
     with pytest.raises(ValueError, match="no size XXL; the sizes are XS, S, M, L"):
         study.Scaling(sizes=("XXL",))
-    with pytest.raises(ValueError, match="steps and count must be at least 1"):
+    with pytest.raises(ValueError, match="steps, count and tuned_on must be at least 1"):
         study.Families(count=0)
     options = ["families", "--out", tmp_path, "--codec", codec, *SHARED, *SHAPE, *JUDGED, "--families", "mse-lcm"]
     with warnings.catch_warnings():
