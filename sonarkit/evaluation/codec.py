@@ -14,8 +14,8 @@ from sonarkit.evaluation.xsim import xsim_error
 
 # Measured on `mini` and StoryWorld's test sentences: language gap 0.11, relative spread 0.98, effective dimension 67 of 256;
 # on handwritten stories, which are unlike its training, 0.64, 0.92 and 68. Training an earlier `mini` on by MSE alone took its
-# spread from 0.99 to 0.71, 0.41, 0.18 and 0.10 in 10, 20, 40 and 60 steps of Adam at 3e-4, the dimension from 69 to 54, 40, 29 and
-# 23. Random weights have 0.87, 0.39 and 39: a run from scratch begins with alarms.
+# spread from 0.99 to 0.71, 0.41, 0.18 and 0.10 in 10, 20, 40 and 60 steps of Adam at 3e-4, the dimension from 69 to 54, 40, 29
+# and 23. Random weights have 0.87, 0.39 and 39: a run from scratch begins with alarms.
 LANGUAGE_GAP = 0.8  # at most
 RELATIVE_SPREAD = 0.5  # at least: below, two sentences have a cosine above 0.75 in the mean
 EFFECTIVE_DIMENSION = 8.0  # at least, or a third of what the sentences allow
