@@ -20,8 +20,9 @@ import signal  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
-from typing import Annotated, Any  # noqa: E402
+from typing import Annotated, Any, Literal  # noqa: E402
 
+import torch  # noqa: E402
 import tyro  # noqa: E402
 
 from sonarkit.codec.pipeline import Sonar, TruncationWarning  # noqa: E402
@@ -51,6 +52,7 @@ def encode_corpus(
     limit: int | None = None,
     documents_per_shard: int = 512,
     batch_tokens: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Encode the sentences of a corpus into an embedding store.
 
@@ -66,17 +68,18 @@ def encode_corpus(
         documents_per_shard: Documents in a file of the store: the unit of work of a rank, within which sentences are sorted
             by length.
         batch_tokens: Tokens encoded at once; by default what suits the device.
+        dtype: In what the codec is held and computes: bfloat16 is several times faster where the device has such products, and
+            its vectors keep a cosine of 0.9999 to those of float32. A store is of one of them.
     """
     world = start()
     try:
         with _stopping_on_sigterm():
-            sonar = Sonar.from_pretrained(codec, device=world.device)
+            sonar = Sonar.from_pretrained(codec, world.device, getattr(torch, dtype))
             manifest = encode_into(corpus, store, sonar, world, lang, column, limit, documents_per_shard, batch_tokens)
     except Stopped:
         print0(world, f"{store}: stopped as asked; what was finished is kept, and the same command goes on from there")
         return
-    finally:
-        stop()
+    stop()  # not after an error: leaving NCCL's group waits for the others, and they for this rank
     dropped = ", ".join(f"{count} {why}" for why, count in manifest["dropped"].items()) or "none"
     counts = f"{manifest['documents']} documents, {manifest['sentences']} sentences ({manifest['distinct']} distinct)"
     print0(world, f"{store}: {counts}, {manifest['tokens']} tokens; documents dropped: {dropped}")
@@ -104,7 +107,9 @@ def encode_into(
     if documents_per_shard < 1 or (batch_tokens is not None and batch_tokens < 1):
         raise ValueError(f"documents_per_shard and batch_tokens must be at least 1, got {documents_per_shard} and {batch_tokens}")
     lang = resolve(lang, sonar.languages)
-    name = f"{corpus} column={column} limit={limit}"
+    name = f"{corpus} column={column} limit={limit}" + (
+        " bfloat16" if sonar.encoder.embedding.weight.dtype == torch.bfloat16 else ""
+    )
     stamp = StoreStamp(name, lang, segmenter_name(lang), sonar.name, sonar.fingerprint(), sonar.config.width, documents_per_shard)
     coder = Coder(
         lambda texts: sonar.encode(texts, lang, batch_tokens=batch_tokens), sonar.tokenizer.pieces_batch, max_pieces(sonar)

@@ -76,11 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(dry_run([argument for argument in arguments if argument != "--plan"]))
             return
         run = parse(arguments)
-        world = start()
-        try:
-            train_run(run, world)
-        finally:
-            stop()
+        train_run(run, start())
+        stop()  # not after an error: leaving NCCL's group waits for the others, and they for this rank
 
 
 def parse(arguments: list[str]) -> CodecRun | StoreRun | SpeechRun:
@@ -191,7 +188,8 @@ class Opened:
     @classmethod
     def of(cls, run: StoreRun, world: World) -> Opened:
         """Load the codec and open the stores; rank 0 looks at the checksums of those that are not too large."""
-        sonar = Sonar.from_pretrained(run.codec)
+        held = torch.bfloat16 if run.holds_bfloat16(run.train.in_bfloat16(world.device)) else torch.float32
+        sonar = Sonar.from_pretrained(run.codec, world.device, held)  # at once where it will be: ranks share the host's memory
         fingerprint = sonar.fingerprint()
         stores, valid = [Store(part.store, fingerprint) for part in run.parts], Store(run.valid, fingerprint)
         if world.rank == 0:
@@ -199,8 +197,6 @@ class Opened:
                 if not store.verify(most=VERIFIED):
                     print0(world, f"{store.folder} is large, so its checksums were not looked at; Store(...).verify() does that")
         weights = [part.weight * len(store) for part, store in zip(run.parts, stores)]
-        if run.holds_bfloat16(run.train.in_bfloat16(world.device)):
-            sonar.to(torch.bfloat16)
         codec = run.codec if run.codec in (*SHIPPED, *PUBLISHED) else str(Path(run.codec).resolve())
         return cls(sonar, codec, fingerprint, stores, weights, valid, run.settings(sum(map(len, stores))))
 

@@ -423,12 +423,13 @@ class Sonar(nn.Module):
         lang: str | Sequence[str] = "eng_Latn",
         config: SearchConfig = SearchConfig(),
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         seed: int | None = None,
         progress: bool = False,
     ) -> list[list[Hypothesis]]:
         """(n, D) vectors -> for each the hypotheses found (the n best), best first, with ids, log-probabilities and score.
 
+        `batch_size` vectors are searched from at once, by default 32 on a CPU and 256 elsewhere.
         Other special tokens than `</s>` and `<unk>` come only from a codec that scores its language token, as in Meta's
         search, and `<pad>` never; texts are without them. `seed` makes sampling repeatable. Raises ValueError for vectors
         of another width or with NaN or infinity.
@@ -444,6 +445,7 @@ class Sonar(nn.Module):
         forbidden = [self.tokenizer.pad_id] if scored else sorted(never)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         found: list[list[Hypothesis]] = []
+        batch_size = batch_size or (32 if self.device.type == "cpu" else 256)
         starts = range(0, len(z), batch_size)
         for start in tqdm(starts, desc="decode", unit="batch", disable=not progress, leave=False):
             rows = slice(start, start + batch_size)
@@ -468,7 +470,7 @@ class Sonar(nn.Module):
         top_p: float = 1.0,
         length_penalty: float = 1.0,
         no_repeat_ngram: int = 0,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         seed: int | None = None,
         progress: bool = False,
     ) -> list[str]:

@@ -202,8 +202,9 @@ def draw(logits_BV: Tensor, noise_B: Tensor, top_k: int = 0, top_p: float = 1.0)
     """One token a row, by the place of its random number in [0, 1) among the cumulated probabilities. -> (B,)"""
     ids_BK, logits_BK = likeliest(logits_BV, top_k, top_p)
     # Over 256 206 tokens, sums in float32 would be off by as much as a rare token's probability.
-    reached_BK = logits_BK.softmax(-1).cumsum(-1, dtype=torch.float64)
-    places_B1 = torch.searchsorted(reached_BK, (noise_B.double() * reached_BK[:, -1])[:, None], right=True)
+    exact = torch.float32 if logits_BV.device.type == "mps" else torch.float64  # Apple's GPUs have no other
+    reached_BK = logits_BK.softmax(-1).cumsum(-1, dtype=exact)
+    places_B1 = torch.searchsorted(reached_BK, (noise_B.to(exact) * reached_BK[:, -1])[:, None], right=True)
     return ids_BK.gather(1, places_B1)[:, 0]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -339,8 +339,9 @@ class SpeechEncoder(nn.Module):
         padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_body):
             x_BLH, lengths = self.body(padded.to(self.device, self.dtype), [len(f) for f in features])
-        packing = packing_of(lengths, self.device)
+        packing = packing_of(lengths)
         x_TH = torch.cat([x_BLH[i, : lengths[i]] for i in packing.order_N.tolist()])
+        packing = replace(packing, order_N=packing.order_N.to(self.device))
         return packing.in_callers_order(self.pool(x_TH, packing))
 
     def pool(self, x_TH: Tensor, packing: Packing) -> Tensor:

@@ -182,9 +182,7 @@ class Checkpoints:
             _write_trainer(temporary / _trainer_file(self.world.rank), trainer)
             if self.world.rank == 0:
                 (temporary / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-            save = distributed_checkpoint().async_save
-            alone = {"no_dist": True} if self.world.size == 1 and "no_dist" in inspect.signature(save).parameters else {}  # 2.9
-            written = save(state, checkpoint_id=temporary / "state", process_group=self._group, **alone)
+            written = _begin_to_write(state, temporary / "state", self._group, self.world)
         self._pending = self._worker.submit(self._finish, step, temporary, written)
 
     def _finish(self, step: int, temporary: Path, written: Future[Any]) -> None:
@@ -247,6 +245,19 @@ class Checkpoints:
             self.wait()
         finally:
             self._worker.shutdown()
+
+
+def _begin_to_write(state: dict[str, Any], folder: Path, group: Any, world: World) -> Future[Any]:
+    """torch's `async_save`; without the look-ahead of its writer, whose thread would open a context of every rank on GPU 0."""
+    library = distributed_checkpoint()
+    options: dict[str, Any] = {"checkpoint_id": folder, "process_group": group}
+    if "async_stager" not in inspect.signature(library.async_save).parameters:  # torch 2.8
+        return library.async_save(state, **options)
+    stager = library.staging.DefaultStager(library.staging.StagingOptions(False, False, False, False))
+    options |= {"storage_writer": library.FileSystemWriter(folder, per_thread_copy_ahead=0), "async_stager": stager}
+    written = library.async_save(state, no_dist=world.size == 1, **options)
+    written.add_done_callback(lambda _: stager.close())
+    return written
 
 
 def distributed_checkpoint() -> Any:

@@ -10,10 +10,12 @@ import torch
 def available(device: torch.device = torch.device("cpu")) -> int | None:
     """Bytes that can be taken on `device` without swapping or being killed; None where the system does not tell.
 
-    On a CPU the least of what the system has free (Linux's MemAvailable) and what the control group may still take.
+    On a CPU the least of what the system has free (Linux's MemAvailable) and what the control group may still take; on a GPU
+    what the driver has free, and what torch keeps from it without using it.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     if device.type != "cpu" or not Path("/proc/meminfo").is_file():
         return None
     lines = Path("/proc/meminfo").read_text().splitlines()

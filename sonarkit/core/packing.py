@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# cuDNN, which torch prefers for attention in half precision on Hopper, plans anew for each (n, L), and every batch has new ones.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 
 @dataclass(frozen=True)
 class Packing:

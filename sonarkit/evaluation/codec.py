@@ -59,7 +59,7 @@ def space_report(sonar: Sonar, rows: Sequence[dict[str, str]]) -> dict[str, floa
     ratio (sum l)^2 / sum l^2 of the variances l along the principal axes, from 1 to D.
     """
     languages = _two_or_more(rows)
-    z_LND = torch.stack([sonar.encode([row[code] for row in rows], code) for code in languages]).double()
+    z_LND = torch.stack([sonar.encode([row[code] for row in rows], code) for code in languages]).cpu().double()
     within = z_LND.var(0, correction=0).sum()  # half the mean squared distance of a pair, as every variance
     flat_ND = z_LND.flatten(0, 1)
     centred_ND = flat_ND - flat_ND.mean(0)

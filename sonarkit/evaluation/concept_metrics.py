@@ -273,13 +273,13 @@ def concept_report(
     documents, counts = _read(store, limit, max_sentences)
     vectors = [torch.from_numpy(np.array(v, dtype=np.float32)).to(sonar.device) for v, _ in documents]
     starts = range(0, len(vectors), batch)
-    predicted_ND = torch.cat([p for i in starts for p in predictions(model, vectors[i : i + batch], seed + i, **options)])
-    pool_MD = torch.cat(vectors)
+    told_ND = torch.cat([p for i in starts for p in predictions(model, vectors[i : i + batch], seed + i, **options)])
+    predicted_ND, pool_MD = told_ND.cpu(), torch.cat(vectors).cpu()  # float64, which some GPUs do not have
     lengths = [len(v) for v in vectors]
-    document_M = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(pool_MD.device)
+    document_M = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     truth_N = 1 + (document_M[1:] == document_M[:-1]).nonzero()[:, 0]
     true_ND = pool_MD[truth_N]
-    owner_N = document_M[truth_N].cpu()
+    owner_N = document_M[truth_N]
     ones_N = torch.ones(len(truth_N), dtype=torch.double)
 
     rank_N = rank_of_truth(predicted_ND, pool_MD, truth_N).double()

@@ -37,7 +37,8 @@ LABEL_LETTERS, HOVER_LETTERS = 38, 60
 
 def vector_barcodes(vectors_ND: Array, texts: Sequence[str], components: int = 128) -> go.Figure:
     """Each vector as a stripe of its first `components` numbers, blue where negative and orange where positive."""
-    vectors = as_matrix(vectors_ND)[:, :components]
+    whole = as_matrix(vectors_ND)
+    vectors = whole[:, :components]
     _check_one_each(texts, len(vectors), "text", "vector")
     limit = float(np.quantile(np.abs(vectors), 0.99)) or 1.0  # a few large components would leave the rest pale
     bars = go.Heatmap(
@@ -52,7 +53,8 @@ def vector_barcodes(vectors_ND: Array, texts: Sequence[str], components: int = 1
     )
     figure = _figure([bars], height=130 + 30 * len(texts))
     _label_axis(figure, "y", texts)
-    return figure.update_xaxes(title="component of the vector", showgrid=False).update_layout(margin_t=30)
+    shown = f" (the first {components} of {whole.shape[1]})" if components < whole.shape[1] else ""
+    return figure.update_xaxes(title=f"component of the vector{shown}", showgrid=False).update_layout(margin_t=30)
 
 
 def filter_bank(features_LF: Array, title: str = "", seconds_per_frame: float = 0.01) -> go.Figure:
@@ -451,9 +453,7 @@ def loss_curves(
                 hovertemplate=f"{x} %{{x:,}}: %{{y:.4f}}<extra>%{{fullData.name}}</extra>",
             )
     figure.update_layout(showlegend=True).update_xaxes(title=x, rangemode="tozero")
-    return figure.update_yaxes(
-        title=_escape(names[0].replace("_", " ")) if len(names) == 1 else "", type="log" if log else "linear"
-    )
+    return figure.update_yaxes(title=_escape(", ".join(names).replace("_", " ")), type="log" if log else "linear")
 
 
 def interval_figure(

@@ -115,9 +115,9 @@ class SonarLLM(ConceptModule):
         context_TD = torch.cat([d.vectors_SD[:-1] for d in documents]).to(self.device)
         if context_noise and self.training:
             context_TD = rollout.noisy(context_TD, context_noise)
+        ids_T, sentences = pack(targets, self.device)  # before anything is queued: a GPU ends its queue before it takes a copy
         x_TH = self.forward_proj(context_TD).to(self.forward_proj.weight.dtype)  # autocast must not round the residual stream
         predicted_TD = self.reverse_proj(self.backbone(x_TH, packing))
-        ids_T, sentences = pack(targets, self.device)
         total, losses_T = self.sonar.decoder.token_losses(predicted_TD, ids_T, sentences, skip=0 if as_published else 1)
         nats, text_bytes = total.detach(), sum(sum(d.bytes[1:]) for d in documents)
         if as_published:

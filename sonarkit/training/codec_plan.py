@@ -17,7 +17,7 @@ from sonarkit.codec.config import CodecConfig, StackConfig
 from sonarkit.codec.decoder import Decoder
 from sonarkit.codec.encoder import Encoder
 from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig
-from sonarkit.core.cross_entropy import CHUNK_BYTES, LEAST_ROWS
+from sonarkit.core.cross_entropy import rows_at_once
 from sonarkit.core.distributed import multiplies_bfloat16
 from sonarkit.core.peak import matrix_peak
 from sonarkit.models.flops import (
@@ -100,7 +100,7 @@ def codec_memory(
     gathered = 4 * (2 * layer + embedding * len(learns)) if parts > 1 else 0
     losses = 2 if isinstance(objective, ObjectiveConfig) and objective.mt_weight and objective.dae_weight else 1
     size = 2 if half else 4
-    chunk = max(CHUNK_BYTES, 4 * LEAST_ROWS * config.vocab_size) * (1 + 2 * size / 4)
+    chunk = rows_at_once(config.vocab_size, "cuda") * config.vocab_size * (4 + 2 * size)
     activations = 0.0
     if encoder in learns:
         activations += _activations(config.encoder, load.read * load.read_length, half)

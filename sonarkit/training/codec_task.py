@@ -297,7 +297,7 @@ class CodecTask:
     def loss(self, batch: PairBatch) -> LossSum:
         """`pair_loss` or `decoder_loss`, by the objective."""
         device = next(self.model.parameters()).device  # the loop moves what learns; the rest follows
-        for part in (self.sonar, self.teacher):
+        for part in (self.sonar, self.teacher and self.teacher.encoder):
             if part is not None and any(p.device != device for p in part.parameters()):
                 part.to(device)
         if isinstance(self.objective, DecoderObjective):

@@ -29,7 +29,7 @@ from sonarkit.codec.pipeline import SHIPPED
 from sonarkit.codec.published import PUBLISHED
 from sonarkit.core import config as configs
 from sonarkit.core import memory
-from sonarkit.core.cross_entropy import CHUNK_BYTES, LEAST_ROWS
+from sonarkit.core.cross_entropy import rows_at_once
 from sonarkit.core.distributed import multiplies_bfloat16
 from sonarkit.core.paths import asset
 from sonarkit.core.peak import matrix_peak
@@ -246,7 +246,7 @@ def memory_of(
     copies = 2 * count.matrices if half else 0
     copies += 2 * (count.decoder - codec.vocab_size * config.width) if cast else 0
     gradients_inside = load.tokens * size * (2 * config.ffn + 3 * config.width)  # of the layer that is differentiated
-    slices = max(CHUNK_BYTES, 4 * LEAST_ROWS * codec.vocab_size) * (1 + 2 * size / 4)
+    slices = rows_at_once(codec.vocab_size, "cuda") * codec.vocab_size * (4 + 2 * size)
     chunk = slices + (size * codec.vocab_size * config.width if cast or (trained and half) else 0)
     chunk += 4 * codec.vocab_size * config.width if trained else 0  # the gradient of the embedding, until the backward pass
     return Memory(

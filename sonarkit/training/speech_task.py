@@ -229,7 +229,7 @@ class Speller(nn.Module):
         self._lengths = output[1]
 
     def nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Of each of the N texts whose speech the encoder has just been given: -log p (N,), and its bytes (N,), float32."""
+        """Of each of the N texts whose speech the encoder has just been given: -log p (N,), float32, and its bytes (N,)."""
         log_probs_BLV = self.head(self._frames_BLH).float().log_softmax(-1)
         spelt = [torch.tensor(list(text.lower().encode())) + 1 for text in texts]
         lengths = torch.tensor([len(one) for one in spelt])
@@ -241,7 +241,7 @@ class Speller(nn.Module):
             reduction="none",
             zero_infinity=True,
         )
-        return nats_N, lengths.to(nats_N)
+        return nats_N, lengths
 
 
 class SpeechTask:
@@ -354,7 +354,7 @@ class SpeechTask:
         total = squared
         if self.speller is not None:
             nats_N, bytes_N = self.speller.nats(batch.texts)
-            total = total + self.ctc_weight * (nats_N / bytes_N).sum()
+            total = total + self.ctc_weight * (nats_N / bytes_N.to(nats_N)).sum()
             parts["ctc"] = (nats_N.detach().sum(), float(bytes_N.sum()))
         if self.decoder_weight:
             nats, losses_T = self.decoder.token_losses(vectors, *pack(batch.said, vectors.device))

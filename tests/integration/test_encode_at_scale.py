@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from processes import PACKAGE, PATIENCE, assert_refused, children, run, started, torchrun, wait_for
 
 from sonarkit import encode
@@ -47,6 +49,18 @@ def test_the_store_of_one_process_has_each_sentence_once(whole: Path) -> None:
     store = Store(whole, verify=True)
     assert store.manifest["sentences"] == len(sentences) and store.manifest["distinct"] == len(set(sentences)) < len(sentences)
     assert sum(shard["distinct"] for shard in store.manifest["shards"]) == len(set(sentences))
+
+
+def test_a_store_in_bfloat16_says_so_and_is_not_gone_on_with_in_float32(whole: Path, codec: Path, tmp_path: Path) -> None:
+    words = ["storyworld:20", str(tmp_path / "store"), *map(str, options(codec))]
+    encode.main([*words, "--dtype", "bfloat16"])
+    half, exact = Store(tmp_path / "store"), Store(whole)
+    assert half.manifest["corpus"].endswith(" bfloat16")
+    assert half.manifest["codec_fingerprint"] == exact.manifest["codec_fingerprint"]
+    made, wanted = (torch.from_numpy(np.array(store[3].vectors_SD, dtype=np.float32)) for store in (half, exact))
+    assert not torch.equal(made, wanted) and torch.cosine_similarity(made, wanted).min() > 0.999
+    with pytest.raises(SystemExit):
+        encode.main(words)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
 import resource
@@ -80,6 +81,23 @@ def test_what_is_written_is_what_was_when_save_was_called(tmp_path: Path) -> Non
         state = {"model": {"weight": torch.full((1_000_000,), 9.0)}}
         checkpoint.read(tmp_path / f"step-{step:08d}").load_into(state, ALONE)
         assert state["model"]["weight"].unique().tolist() == [value]
+
+
+def test_the_writer_never_looks_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread's GPU is GPU 0 whatever the rank's is: looking ahead there, each rank opens a context on it."""
+    library = checkpoint.distributed_checkpoint()
+    if "async_stager" not in inspect.signature(library.async_save).parameters:
+        pytest.skip("torch 2.8 copies aside only what its own writer writes")
+    given: list[int] = []
+
+    class Writer(library.FileSystemWriter):
+        def __init__(self, path: Path, **options: Any) -> None:
+            super().__init__(path, **options)
+            given.append(self.per_thread_copy_ahead)
+
+    monkeypatch.setattr(library, "FileSystemWriter", Writer)
+    save(tmp_path, 1)
+    assert given == [0]
 
 
 def test_the_newest_are_kept_and_unfinished_ones_not_seen(tmp_path: Path) -> None:

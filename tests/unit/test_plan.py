@@ -165,7 +165,7 @@ def test_a_codec_left_in_float32_takes_twice_and_is_cast() -> None:
 
 def test_logits_are_never_held_whole() -> None:
     found = published(gpus=(1,)).layouts[0]
-    assert found.memory.cross_entropy < 0.02 * ConceptDataConfig().micro_tokens * 256_206 * 4
+    assert found.memory.cross_entropy < 0.04 * ConceptDataConfig().micro_tokens * 256_206 * 4
 
 
 # ---------------------------------------------------------------------- what fits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -210,7 +211,9 @@ def test_a_map_that_fails_is_a_sentence_and_the_old_one_stays(explorer: SpaceExp
     assert explorer.status.text == "Done." and explorer.work.error is None
 
 
-def test_of_what_waits_only_the_newest_is_done(explorer: SpaceExplorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_what_is_to_be_read_only_the_newest_waits_and_nothing_else_is_lost(
+    explorer: SpaceExplorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     go_on, decoded = threading.Event(), []
 
     def decode(z, lang):
@@ -220,13 +223,38 @@ def test_of_what_waits_only_the_newest_is_done(explorer: SpaceExplorer, monkeypa
 
     monkeypatch.setattr(explorer.sonar, "decode", decode)
     explorer.decode_at(0, 0)
-    while explorer.work._next is not None:  # until it is taken up
+    while explorer.work._waiting:  # until it is taken up
         pass
+    explorer.add("The bear slept.")
     explorer.walk(0, 1)
+    explorer.add("The wolf slept.")
     explorer.decode_at(1, 1)
     go_on.set()
     explorer.wait()
     assert decoded == [1, 1] and "At (1.00, 1.00)" in explorer.out.value
+    assert explorer.texts[-2:] == ["The bear slept.", "The wolf slept."]
+
+
+def test_a_click_is_read_on_the_map_that_was_clicked(explorer: SpaceExplorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, said = threading.Event(), []
+
+    def decode(z, lang):
+        said.append(z)
+        return ["Said."] * len(z)
+
+    def slow(x_ND: np.ndarray, seed: int) -> Plane:
+        assert go_on.wait(10)
+        return replace(principal_plane(x_ND), axis="UMAP", vectors_at=lambda places_M2: x_ND[:1] + 1)
+
+    monkeypatch.setattr(explorer.sonar, "decode", decode)
+    monkeypatch.setattr("sonarkit.explore.widgets.space_explorer.umap_plane", slow)
+    clicked = explorer.plane.vectors_at(np.array([[0.5, 0.25]]))
+    explorer.map_by("umap")
+    explorer.decode_at(0.5, 0.25)
+    go_on.set()
+    explorer.wait()
+    assert explorer.plane.axis == "UMAP" and not len(explorer._mark_N2), "a place of the other map is not marked on this one"
+    np.testing.assert_allclose(said[0].numpy(), clicked, atol=1e-5)
 
 
 def test_from_a_store(sonar: Sonar, tmp_path: Path) -> None:

@@ -90,14 +90,30 @@ def test_sentences_come_one_by_one_and_it_stops_in_the_middle(model: SonarLLM) -
     assert "<progress" in teller.status.value and teller.status.text == "Sentence 4 of at most 6"
     for refused in (teller.back, teller.propose, lambda: teller.go(0), lambda: teller.edit("Tom slept.")):
         refused()
-        assert teller.status.text == "Still working; press Stop first." and len(teller.tree.nodes) == 4
+        assert teller.status.text == "Still working; that has to end first." and len(teller.tree.nodes) == 4
+    teller.sentence.value = "What I am typing."
     teller.stop_button.click()
     assert teller.status.text == "Stopping after this sentence …"
     slow.allowed.release()
     teller.wait()
     assert (counts, len(teller.tree.nodes)) == ([2, 3], 5)
-    assert teller.status.text == "Stopped; Tell goes on from here."
+    assert teller.status.text == "Stopped; Tell goes on from here." and teller.sentence.value == "What I am typing."
     assert not teller.tell_button.disabled and teller.stop_button.disabled
+    teller.back()
+    assert teller.sentence.value == teller.tree.nodes[3].sentence
+
+
+def test_a_search_for_candidates_does_not_promise_to_stop(model: SonarLLM) -> None:
+    slow = Slow(model)
+    teller = StoryTeller(slow, PROMPT, config=CONFIG)
+    teller.propose()
+    assert slow.asked.acquire(timeout=20)
+    assert teller.stop_button.disabled and teller.status.text == "Looking for candidates …"
+    teller.stop()
+    assert teller.status.text == "Looking for candidates …"
+    slow.allowed.release()
+    teller.wait()
+    assert teller.proposed and teller.stop_button.disabled and not teller.propose_button.disabled
 
 
 def test_candidates_can_be_taken_one_beside_the_other(teller: StoryTeller) -> None:

@@ -34,7 +34,7 @@ def test_work_reports_stops_and_refuses_a_second() -> None:
     work.start(until_stopped)
     assert begun.wait(5) and work.busy
     work.start(lambda: status.say("never"))
-    assert status.text == "Still working; press Stop first."
+    assert status.text == "Still working; that has to end first."
     with pytest.raises(TimeoutError, match="has not ended within 0.01 s"):
         work.wait(0.01)
     work.stop()

@@ -82,7 +82,7 @@ class Work:
     def start(self, work: Callable[[], None]) -> None:
         """Begin `work`; says so and does nothing when other work is under way."""
         if self.busy:
-            self.status.say("Still working; press Stop first.")
+            self.status.say("Still working; that has to end first.")
             return
         self._stop.clear()
         self.error = None

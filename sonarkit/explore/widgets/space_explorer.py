@@ -195,8 +195,9 @@ class SpaceExplorer(widgets.VBox):
         SpaceExplorer.from_store(sonar, store)
 
     `vectors` (N, D) are those of the texts, where they are there already. A sentence is named by its number, from 0. Each
-    control calls the method of its name; what decodes or fits works in the background, the newest request first, and
-    `wait` waits for it. `said` holds the sentences decoded last. What goes wrong is a sentence in `status`.
+    control calls the method of its name; what decodes or fits works in the background, one after the other, and `wait` waits
+    for it. What waits to be read gives place to what is to be read after it. `said` holds the sentences decoded last. What
+    goes wrong is a sentence in `status`.
     ValueError for fewer than three texts and vectors of another shape, UnknownLanguageError.
     """
 
@@ -231,7 +232,7 @@ class SpaceExplorer(widgets.VBox):
         self._mark_N2, self._mark_symbol = np.empty((0, 2)), RING
         self._setting = False  # we set the controls now, not the reader
         self.status = Status()
-        self.work = _Newest(self.status)
+        self.work = _Queue(self.status)
         self._build()
         super().__init__(self._layout())
         own_keys(self)
@@ -253,8 +254,11 @@ class SpaceExplorer(widgets.VBox):
     @property
     def points_N2(self) -> np.ndarray:
         """Where all sentences lie on the present map, the reader's own last."""
+        return self._points_on(self.plane)
+
+    def _points_on(self, plane: Plane) -> np.ndarray:
         own_MD = self.vectors_ND[self.given :]
-        return np.concatenate([self.plane.points_N2, self.plane.place(own_MD)]) if len(own_MD) else self.plane.points_N2
+        return np.concatenate([plane.points_N2, plane.place(own_MD)]) if len(own_MD) else plane.points_N2
 
     # ------------------------------------------------------------------ what the controls do
 
@@ -265,18 +269,20 @@ class SpaceExplorer(widgets.VBox):
 
     def decode_at(self, x: float, y: float) -> None:
         """Read what lies at a place of the map."""
-        self.work.start(lambda: self._decode_at(np.array([[x, y]], dtype=np.float64)))
+        plane = self.plane  # that the reader sees now
+        self.work.read(lambda: self._decode_at(plane, np.array([[x, y]], dtype=np.float64)))
 
     def walk(self, i: int, j: int) -> None:
         """Read what lies on the way from sentence `i` to sentence `j`."""
         with Caught(self.status):
             a_D, b_D = self.vectors_ND[self._check(i)], self.vectors_ND[self._check(j)]
             title = f"From “{_short(self.texts[i])}” to “{_short(self.texts[j])}”"
-            self.work.start(lambda: self._walk(a_D, b_D, title))
+            self.work.read(lambda: self._walk(a_D, b_D, title))
 
     def draw(self, x0: float, y0: float, x1: float, y1: float) -> None:
         """Read what lies along a line on the map. An end beside a sentence is that sentence."""
-        self.work.start(lambda: self._draw_line(np.array([[x0, y0], [x1, y1]], dtype=np.float64)))
+        plane = self.plane
+        self.work.read(lambda: self._draw_line(plane, np.array([[x0, y0], [x1, y1]], dtype=np.float64)))
 
     def shake(self, radius: float) -> None:
         """Add noise of `radius` times its length to the chosen sentence's vector, in several directions, and decode it."""
@@ -284,7 +290,7 @@ class SpaceExplorer(widgets.VBox):
             if self.chosen is None:
                 raise ValueError("choose a sentence first; the noise is added to its vector")
             i = self.chosen
-            self.work.start(lambda: self._shake(i, radius))
+            self.work.read(lambda: self._shake(i, radius))
 
     def add(self, text: str, lang: str = "eng_Latn") -> None:
         """Put sentences of one's own on the map, and choose the first of them."""
@@ -316,11 +322,12 @@ class SpaceExplorer(widgets.VBox):
         self._draw_marks()
         self.status.say(f"Sentence {i + 1} of {len(self.texts)}; noise shows what its vector holds on to.")
 
-    def _decode_at(self, place_12: np.ndarray) -> None:
+    def _decode_at(self, plane: Plane, place_12: np.ndarray) -> None:
         self.status.say("Decoding …")
-        self._mark_N2, self._mark_symbol = place_12, CROSS
-        self._draw_marks()
-        lines = self._decode(self.plane.vectors_at(place_12))
+        if plane is self.plane:
+            self._mark_N2, self._mark_symbol = place_12, CROSS
+            self._draw_marks()
+        lines = self._decode(plane.vectors_at(place_12))
         where = f"{place_12[0, 0]:.2f}, {place_12[0, 1]:.2f}"
         self._tell(f"At ({where})", [("", lines[0])])
 
@@ -333,15 +340,15 @@ class SpaceExplorer(widgets.VBox):
         self._draw_marks()
         self._tell(title, [(f"{share:.0%}", line) for share, line in zip(np.linspace(0, 1, steps), lines)])
 
-    def _draw_line(self, ends_22: np.ndarray) -> None:
-        points_N2 = self.points_N2
+    def _draw_line(self, plane: Plane, ends_22: np.ndarray) -> None:
+        points_N2 = self._points_on(plane)
         reach = REACH * np.ptp(points_N2, axis=0).max()
         vectors, names = [], []
         for end_2 in ends_22:
             distances_N = np.linalg.norm(points_N2 - end_2, axis=1)
             i = int(distances_N.argmin())
             at_sentence = distances_N[i] <= reach
-            vectors.append(self.vectors_ND[i] if at_sentence else self.plane.vectors_at(end_2[None])[0])
+            vectors.append(self.vectors_ND[i] if at_sentence else plane.vectors_at(end_2[None])[0])
             names.append(f"“{_short(self.texts[i])}”" if at_sentence else f"({end_2[0]:.2f}, {end_2[1]:.2f})")
         self._walk(vectors[0], vectors[1], f"From {names[0]} to {names[1]}")
 
@@ -542,17 +549,26 @@ class SpaceExplorer(widgets.VBox):
 # ---------------------------------------------------------------------- small parts
 
 
-class _Newest(Work):
-    """Work whose next piece waits until the present one is done. Of several that wait only the newest is done."""
+class _Queue(Work):
+    """Work whose next pieces wait until the present one is done. Of what is only to be `read`, the newest alone waits."""
 
     def __init__(self, status: Status) -> None:
         super().__init__(status)
-        self._next: Callable[[], None] | None = None
+        self._waiting: list[Callable[[], None]] = []
+        self._to_read: Callable[[], None] | None = None  # among those
         self._lock, self._running = threading.Lock(), False
+
+    def read(self, work: Callable[[], None]) -> None:
+        """`start` it; what waits to be read gives place to it."""
+        with self._lock:
+            if self._to_read in self._waiting:
+                self._waiting.remove(self._to_read)
+            self._to_read = work
+        self.start(work)
 
     def start(self, work: Callable[[], None]) -> None:
         with self._lock:
-            self._next = work
+            self._waiting.append(work)
             if self._running:
                 return
             self._running = True
@@ -562,10 +578,10 @@ class _Newest(Work):
     def _all(self) -> None:
         while True:
             with self._lock:
-                work, self._next = self._next, None
-                if work is None:
+                if not self._waiting:
                     self._running = False
                     return
+                work = self._waiting.pop(0)
             with Caught(self.status) as caught:
                 work()
             self.error = caught.error

@@ -70,6 +70,8 @@ class StoryTeller(widgets.VBox):
         self.proposed: list[Candidate] = []
         self._proposed_after: tuple[int, str] | None = None  # the node that they may follow, and their language
         self._showing = False  # we set the widgets now, not the user
+        self._proposing = False
+        self._shown = ""  # the sentence that stands in the box for it, unless the user has typed another
         self._build()
         self.status = Status()
         self.work = Work(self.status, self._enable)
@@ -88,7 +90,7 @@ class StoryTeller(widgets.VBox):
 
     def stop(self) -> None:
         """End telling after the sentence that is being made."""
-        if self.work.busy:
+        if self.work.busy and not self._proposing:
             self.status.say("Stopping after this sentence …")
         self.work.stop()
 
@@ -133,7 +135,7 @@ class StoryTeller(widgets.VBox):
     def _do(self, action: Callable[[], object], said: str) -> None:
         """Something short, at once. An error becomes a sentence."""
         if self.work.busy:
-            self.status.say("Still working; press Stop first.")
+            self.status.say("Still working; that has to end first.")
             return
         with Caught(self.status):
             action()
@@ -169,6 +171,13 @@ class StoryTeller(widgets.VBox):
             self.status.say(f"Sentence {number} of at most {config.max_sentences}", number, config.max_sentences)
 
     def _propose(self, count: int) -> None:
+        self._proposing, self.stop_button.disabled = True, True  # it is one batch, and cannot be stopped
+        try:
+            self._look_for_candidates(count)
+        finally:
+            self._proposing = False
+
+    def _look_for_candidates(self, count: int) -> None:
         self.status.say("Looking for candidates …")
         output_lang = self._begin()
         story, tree = self.tree.story(), self.tree
@@ -272,7 +281,10 @@ class StoryTeller(widgets.VBox):
             self.tree_select.value = current
         finally:
             self._showing = False
-        self.sentence.value = self.tree.nodes[current].sentence if current is not None else ""
+        typed = self.sentence.value != self._shown
+        self._shown = self.tree.nodes[current].sentence if current is not None else ""
+        if not (typed and self.work.busy):
+            self.sentence.value = self._shown
         if not self.work.busy:
             self._show_file()
 
@@ -311,7 +323,7 @@ class StoryTeller(widgets.VBox):
         self.noise = widgets.BoundedFloatText(min=0.0, max=5.0, step=0.05, description="Noise")
         self.seed = widgets.BoundedIntText(min=0, max=2**31 - 1, description="Seed")
         self.count = widgets.BoundedIntText(min=1, max=20, value=5, description="Candidates")
-        self.threshold.tooltip = "The story ends when the cosine to the end vector exceeds this"
+        self.threshold.tooltip = "The story ends when the cosine to the end vector exceeds this, or the prediction says the end"
         self.noise.tooltip = "Gaussian noise on each predicted vector, relative to its size"
         self._settings = [self.lang, self.output_lang, self.decoding, self.beam_size, self.temperature, self.top_k, self.top_p]
         self._settings += [self.threshold, self.max_sentences, self.noise, self.seed, self.count]
