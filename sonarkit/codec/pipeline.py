@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -26,6 +26,7 @@ from sonarkit.codec.search import Hypothesis, SearchConfig
 from sonarkit.codec.weights import ShapeHints, Side, SideFile
 from sonarkit.core import checkpoint, memory
 from sonarkit.core import config as configs
+from sonarkit.core.download import offline
 from sonarkit.core.loss import LossSum
 from sonarkit.core.packing import chunks_by_tokens, pack
 from sonarkit.core.paths import asset
@@ -60,8 +61,8 @@ def fingerprint_of(tokenizer: Tokenizer, encoder: Iterable[tuple[str, Tensor]]) 
 class Sonar(nn.Module):
     """A SONAR codec: text encoder, text decoder and tokenizer.
 
-    `encode` and `decode` take a list of sentences or vectors with one language for all or one for each, sort
-    them by length into batches and give results in the order that was passed.
+    `encode` and `decode` take a list of sentences or vectors with one language for all or one for each, work in batches
+    (`encode` sorts by length) and give results in the order that was passed.
     """
 
     def __init__(self, config: CodecConfig, tokenizer: Tokenizer) -> None:
@@ -145,8 +146,10 @@ class Sonar(nn.Module):
             known = ", ".join(sorted([*SHIPPED, *published.PUBLISHED]))
             raise FileNotFoundError(
                 f"no codec at {str(name)!r}: expected one of {known} or a folder with config.json, "
-                "model.safetensors and tokenizer.spm"
+                "model.safetensors and tokenizer.spm, which `sonarkit convert` makes of Meta's and Hugging Face's files"
             )
+        if b'"model_type": "m2m_100"' in (folder / "config.json").read_bytes():
+            raise ValueError(f"{folder} is Hugging Face's M2M100; Sonar.from_huggingface and `sonarkit convert` read it")
         with torch.device("meta"):
             sonar = cls(configs.load(CodecConfig, folder / "config.json"), Tokenizer.load(folder))
         file = folder / "model.safetensors"
@@ -212,7 +215,7 @@ class Sonar(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Sonar:
-        """An NLLB or M2M-100 (Hugging Face's M2M100, one folder or repository) as the beginning of a codec.
+        """An NLLB (Hugging Face's M2M100, one folder or repository) as the beginning of a codec.
 
         The encoder is NLLB's with mean pooling; the decoder is NLLB's reading one vector instead of many, so its
         cross-attention keeps the values and loses queries and keys. SONAR was initialised so (arXiv 2308.11466, section 4.1);
@@ -434,6 +437,20 @@ class Sonar(nn.Module):
         search, and `<pad>` never; texts are without them. `seed` makes sampling repeatable. Raises ValueError for vectors
         of another width or with NaN or infinity.
         """
+        return list(chain.from_iterable(self._searched(z, lang, config, batch_size, seed, progress)))
+
+    def _searched(
+        self,
+        z: Tensor,
+        lang: str | Sequence[str],
+        config: SearchConfig,
+        batch_size: int | None,
+        seed: int | None,
+        progress: bool,
+    ) -> Iterator[list[list[Hypothesis]]]:
+        """`search`, batch by batch. (Hypotheses take some kB a vector: who wants the texts alone need not keep them.)"""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is a number of vectors, at least 1; got {batch_size}")
         z = self._check_vectors(z)
         codes = [self.tokenizer.language_id(code) for code in per_text(lang, len(z), self.languages)]
         limit = self.config.max_tokens - 3  # the prefix and the end take three places
@@ -444,18 +461,16 @@ class Sonar(nn.Module):
         never = set(self.tokenizer.special_ids) - {eos, self.tokenizer.unk_id}
         forbidden = [self.tokenizer.pad_id] if scored else sorted(never)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        found: list[list[Hypothesis]] = []
         batch_size = batch_size or (32 if self.device.type == "cpu" else 256)
         starts = range(0, len(z), batch_size)
         for start in tqdm(starts, desc="decode", unit="batch", disable=not progress, leave=False):
             rows = slice(start, start + batch_size)
             if config.sample:
-                found += search.sample(
+                yield search.sample(
                     self.decoder, z[rows], codes[rows], config, eos_id=eos, forbidden=forbidden, generator=generator
                 )
             else:
-                found += search.beam_search(self.decoder, z[rows], codes[rows], config, eos_id=eos, forbidden=forbidden)
-        return found
+                yield search.beam_search(self.decoder, z[rows], codes[rows], config, eos_id=eos, forbidden=forbidden)
 
     def decode(
         self,
@@ -488,13 +503,15 @@ class Sonar(nn.Module):
             length_penalty=length_penalty,
             no_repeat_ngram=no_repeat_ngram,
         )
-        found = self.search(z, lang, config, batch_size=batch_size, seed=seed, progress=progress)
-        return [self.tokenizer.decode(hypotheses[0].ids) for hypotheses in found]
+        batches = self._searched(z, lang, config, batch_size, seed, progress)
+        return [self.tokenizer.decode(hypotheses[0].ids) for found in batches for hypotheses in found]
 
     def translate(
         self, texts: Sequence[str], source_lang: str | Sequence[str], target_lang: str | Sequence[str], **options: object
     ) -> list[str]:
         """Encode in one language, decode in another. `options` go to `decode`; `progress` shows both."""
+        per_text(target_lang, len(texts), self.languages)  # what decoding would refuse, before all is encoded
+        self.decode(torch.empty(0, self.config.width), [], **options)  # type: ignore[arg-type]
         z = self.encode(texts, source_lang, progress=bool(options.get("progress")))
         return self.decode(z, target_lang, **options)  # type: ignore[arg-type]
 
@@ -506,14 +523,15 @@ class Sonar(nn.Module):
         """Cross-entropy of each text under the decoder, given its vector; differentiable in `z` (n, D).
 
         Sum in nats and count of target tokens: pieces and `</s>`. `as_published` also counts the language
-        token and a second `</s>`, as SONAR-LLM's published trainer does (arXiv 2508.05305, public code). Raises ValueError
-        for another number of vectors than of texts, and as `encode` and `search` do.
+        token and a second `</s>`, as SONAR-LLM's published trainer does (arXiv 2508.05305, public code), and so cuts a text
+        a piece earlier. Raises ValueError for another number of vectors than of texts, and as `encode` and `search` do.
         """
         z, targets = self._check_pairs(z, texts), self.target_ids(texts, lang)
         if not targets:
             return LossSum(z.sum(), 0.0, {})
         if as_published:
-            targets = [[*ids, self.tokenizer.eos_id] for ids in targets]
+            end = self.tokenizer.eos_id
+            targets = [[*ids[:-1][: self.config.max_tokens - 1], end, end] for ids in targets]
         total, losses = self.decoder.token_losses(z, *pack(targets, self.device), skip=0 if as_published else 1)
         return LossSum(total, len(losses), {})
 
@@ -557,6 +575,9 @@ def _check_texts(texts: Sequence[str]) -> None:
         raise ValueError("expected a list of texts, got one string; pass [text]")
     if not isinstance(texts, Sized):
         raise ValueError(f"expected a list of texts, got {type(texts).__name__}; pass list(texts), or use encode_stream")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"expected texts, got {text!r} ({type(text).__name__}) at place {i}")
 
 
 def _batches(ids: list[list[int]], budget: int, progress: bool, what: str) -> Iterator[list[int]]:
@@ -584,9 +605,9 @@ def hub_folder(name: str | Path) -> Path:
 
     patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "sentencepiece*"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=bool(offline())))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(f"could not get {name} from the Hugging Face hub: {str(error).splitlines()[0]}") from error
+        raise FileNotFoundError(f"could not get {name} from the Hugging Face hub: {' '.join(str(error).split())}") from error
 
 
 def _sentencepiece_file(folder: Path) -> Path:
@@ -604,7 +625,10 @@ def load_speech(
     dtype: torch.dtype = torch.float32,
     accept_licence: bool | None = None,
 ) -> spoken.SpeechEncoder:
-    """The speech encoder `named` for a codec of that name: a folder, a shipped name, or beside Meta's weights a language."""
+    """The speech encoder `named` for a codec of that name: a folder, a shipped name, Meta's `spenc.*.pt`, or beside Meta's
+    weights a language."""
+    if str(named).endswith(".pt"):
+        return published_speech.from_meta(named, device=device, dtype=dtype)
     if codec in published.PUBLISHED and not Path(named).is_dir():
         return published_speech.load(str(named), device, dtype, accept_licence=accept_licence)
     return spoken.SpeechEncoder.from_pretrained(named, device, dtype)

@@ -83,7 +83,7 @@ class ReferenceSonar:
         lang: str | Sequence[str] = "eng_Latn",
         *,
         beam_size: int = 5,
-        max_tokens: int = 256,
+        max_tokens: int = 512,
         batch_size: int = 32,
         progress: bool = False,
     ) -> list[str]:

@@ -4,7 +4,7 @@
    (`encoder.layers.0.self_attn.q_proj.weight`), whichever of these it is:
    - fairseq2's, Meta's newer files and what `Sonar.save_meta` writes, under a top `model` key or not;
    - fairseq's, Meta's older files, under `state_dict`, with a pickled `embed_tokens` module beside it;
-   - Hugging Face's M2M100 (the SONAR ports, NLLB and M2M-100 themselves), whole models or one half.
+   - Hugging Face's M2M100 (the SONAR ports and NLLB itself), whole models or one half.
 2. `read_shape` reads the configuration off the tensors.
 3. `parts` says which of those tensors each of ours is made of; `fill` copies them, one by one, into memory of the
    dtype and device asked for. Beyond the weights themselves nothing larger than GROUP_BYTES is held.

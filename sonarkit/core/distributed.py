@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
+T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # rank 0 may evaluate alone for long; torchrun itself ends the others when a rank dies
 BEAT = 10.0  # seconds at most between two signs of life of a rank
 
@@ -94,6 +95,15 @@ def barrier(world: World) -> None:
     """Wait until every rank is here."""
     if world.size > 1:
         dist.barrier()
+
+
+def agreed(world: World, value: T) -> T:
+    """Rank 0's value, on every rank. It must be picklable."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def print0(world: World, *words: object) -> None:

@@ -161,14 +161,19 @@ def _check_urls(files: Sequence[Remote]) -> None:
             raise ValueError(f"expected an address like https://host/file, got {file.url!r}")
 
 
+def offline() -> str:
+    """The environment variable that forbids the network, "" where none does."""
+    said = (name for name in OFFLINE if os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on"))
+    return next(said, "")
+
+
 def refuse_offline(files: Sequence[Remote]) -> None:
     """FileNotFoundError with all addresses and places where files are missing and the environment says to stay offline."""
     missing = [file for file in files if not file.path.is_file()]
-    said = [name for name in OFFLINE if os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on")]
-    if said and missing:
+    if missing and (said := offline()):
         wanted = "; ".join(f"{file.url} to {file.path}" for file in missing)
         raise FileNotFoundError(
-            f"{said[0]} is set, and there are files still to fetch. Unset it, or copy them where they belong: {wanted}"
+            f"{said} is set, and there are files still to fetch. Unset it, or copy them where they belong: {wanted}"
         )
 
 

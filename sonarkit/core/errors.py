@@ -24,7 +24,7 @@ def user_errors() -> Iterator[None]:
             yield
             sys.stdout.flush()  # here, where a full disk is still an error of the command
         except BrokenPipeError:  # `sonarkit ... | head`: nothing is wrong
-            _discard_output()
+            discard_output()
             raise SystemExit(0) from None
         except (ValueError, OSError, FloatingPointError) as error:
             if os.environ.get("SONARKIT_DEBUG"):
@@ -32,14 +32,14 @@ def user_errors() -> Iterator[None]:
             try:
                 sys.stdout.flush()  # what was told so far comes before the error
             except OSError:
-                _discard_output()
+                discard_output()
             print(f"{_speaker()}: {_in_one_line(error)}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
 
 
-def _discard_output() -> None:
+def discard_output() -> None:
     """Give standard output a place where the interpreter's last flush cannot fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

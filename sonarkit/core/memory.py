@@ -10,7 +10,7 @@ import torch
 def available(device: torch.device = torch.device("cpu")) -> int | None:
     """Bytes that can be taken on `device` without swapping or being killed; None where the system does not tell.
 
-    On a CPU the least of what the system has free (Linux's MemAvailable) and what the control group may still take; on a GPU
+    On a CPU the least of what the system has free (Linux's MemAvailable) and what the control groups may still take; on a GPU
     what the driver has free, and what torch keeps from it without using it.
     """
     if device.type == "cuda":
@@ -20,14 +20,7 @@ def available(device: torch.device = torch.device("cpu")) -> int | None:
         return None
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    group = Path("/sys/fs/cgroup")
-    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
-    if limit is not None and used is not None:
-        cached = (group / "memory.stat").read_text().split() if (group / "memory.stat").is_file() else []
-        reclaimable = int(cached[cached.index("file") + 1]) if "file" in cached else 0
-        left = limit - used + reclaimable
-        free = left if free is None else min(free, left)
-    return free
+    return min((left for left in (free, *map(_left, _groups())) if left is not None), default=None)
 
 
 def check(needed: int, what: str, device: torch.device = torch.device("cpu"), advice: str = "") -> None:
@@ -38,6 +31,27 @@ def check(needed: int, what: str, device: torch.device = torch.device("cpu"), ad
             f"{what} needs {_gib(needed)} of memory on {device}, but {_gib(left)} are free; "
             f"{advice or 'free some, or use a machine with more'}"
         )
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
+
+
+def _groups() -> list[Path]:
+    """The control groups (v2) that this process is in, the innermost first: each may have a limit."""
+    lines = OWN_GROUP.read_text().splitlines() if OWN_GROUP.is_file() else []
+    own = next((line.removeprefix("0::").strip("/") for line in lines if line.startswith("0::")), "")
+    inner = CGROUPS / own
+    return [inner, *inner.parents][: len(inner.relative_to(CGROUPS).parts) + 1]
+
+
+def _left(group: Path) -> int | None:
+    """What a control group may still take, what the system can drop of it included; None where it has no limit."""
+    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if limit is None or used is None:
+        return None
+    cached = (group / "memory.stat").read_text().split() if (group / "memory.stat").is_file() else []
+    return limit - used + (int(cached[cached.index("file") + 1]) if "file" in cached else 0)
 
 
 def _number(path: Path) -> int | None:

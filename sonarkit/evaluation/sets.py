@@ -168,7 +168,7 @@ def _flores_plus(files: Sequence[Path]) -> list[Row]:
 def _table(file: Path) -> Iterator[dict[str, object]]:
     if file.suffix == ".parquet":
         with pyarrow.parquet.ParquetFile(file) as table:
-            yield from chain.from_iterable(batch.to_pylist() for batch in table.iter_batches())
+            yield from chain.from_iterable(batch.to_pylist() for batch in table.iter_batches(256))
     else:
         yield from (row for _, row in read_jsonl(file))
 

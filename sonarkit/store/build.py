@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -30,16 +31,17 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from sonarkit.core.distributed import PATIENCE, Watch, World
+from sonarkit.core.distributed import PATIENCE, Watch, World, agreed
 from sonarkit.core.files import Folder, Place, RemoteFolder, open_folder
 from sonarkit.core.foreign import parse_json
 from sonarkit.core.lock import LOCK, sole_writer
-from sonarkit.store.progress import Progress, meet
+from sonarkit.store.progress import LOOK, Progress, meet
 from sonarkit.text.corpora import Corpus
 from sonarkit.text.corpora import Document as Text
 
 FORMAT = "sonarkit-store-2"
 PLAN = "plan.npz"
+BLOCK = 16_384  # sentences that are encoded at once
 KEPT = 64 << 20  # characters: a smaller corpus stays in memory between its two readings; StoryWorld takes 1 ms a story to write
 HASH_BYTES = 16  # two of 30 million sentences share 128 bits with a probability of 1e-24
 
@@ -118,8 +120,8 @@ def _build(
     plan = Plan.read(place)
     _encode_shards(texts, place, stamp, coder, split, world, watch, plan)
     if world.rank == 0:
-        place.remove(name for name in place.names() if name.endswith((PLAN, ".hashes", ".tmp")))  # what killed ranks left, too
         _write_manifest(place, stamp, coder, end_text, plan, corpus.dropped)
+        place.remove(name for name in place.names() if name.endswith((PLAN, ".hashes", ".tmp")))  # what killed ranks left, too
     meet(world)
     return read_manifest(place)
 
@@ -315,12 +317,11 @@ def _encode_shards(
     plan: Plan,
 ) -> None:
     """Encode this rank's shards that have no note yet, and wait for the other ranks."""
-    there, shards = place.names(), 0
+    there, shards = agreed(world, place.names()), 0
     finished = [shard for shard in range(len(plan.vectors_K)) if _note(shard) in there]
-    ahead = {
-        rank: [s for s in range(rank, len(plan.vectors_K), world.size) if _note(s) not in there] for rank in range(world.size)
-    }
-    done = int(plan.vectors_K[finished].sum())
+    left = [shard for shard in range(len(plan.vectors_K)) if _note(shard) not in there]
+    ahead = {rank: left[rank :: world.size] for rank in range(world.size)}  # also after a restart as many for each
+    mine, done = set(ahead[world.rank]), int(plan.vectors_K[finished].sum())
 
     def count() -> int:
         """Sentences that all ranks have encoded, as their notes tell; each rank does its shards in order."""
@@ -330,16 +331,24 @@ def _encode_shards(
                 done += int(plan.vectors_K[todo.pop(0)])
         return done
 
+    def others_work() -> bool:
+        count()
+        return any(ahead.values())
+
     with Progress(world, "encode", "sentences", int(plan.vectors_K.sum()), done) as progress:
         for shard, texts in _shards(corpus, stamp.documents_per_shard):
             watch.at(f"encoding shard {shard}")
             shards = shard + 1
-            if shard % world.size == world.rank and _note(shard) not in there:
-                _write_shard(place, shard, texts, stamp.width, coder, split, plan)
+            if shard in mine:
+                _write_shard(place, shard, texts, stamp.width, coder, split, plan, watch)
                 progress.look(count)
         if shards != len(plan.vectors_K):
             raise _changed(place)
-        meet(world, lambda: progress.look(count))
+        while world.size > 1 and others_work():  # for hours, where one rank is slow: a barrier would run out of patience
+            watch.at("waiting for the others")
+            progress.look(count)
+            time.sleep(LOOK)
+        meet(world)
         progress.look(count, last=True)
 
 
@@ -350,7 +359,14 @@ def _changed(place: Folder) -> ValueError:
 
 
 def _write_shard(
-    place: Folder, shard: int, texts: list[Text], width: int, coder: Coder, split: Callable[[str], list[str]], plan: Plan
+    place: Folder,
+    shard: int,
+    texts: list[Text],
+    width: int,
+    coder: Coder,
+    split: Callable[[str], list[str]],
+    plan: Plan,
+    watch: Watch,
 ) -> None:
     sentences = [split(text.text) for text in texts]
     kept = [(text, parts) for text, parts in zip(texts, sentences) if parts]
@@ -374,9 +390,11 @@ def _write_shard(
         begin, known = int(plan.sentences_K[:shard].sum()), int(plan.vectors_K[:shard].sum())
         numbers = plan.numbers_N[begin : begin + len(flat)]
         new = np.flatnonzero(np.diff(np.maximum.accumulate(np.concatenate([[known - 1], numbers]))))  # occur here first
-        vectors = np.empty((0, width), np.float16)
-        if len(new):
-            vectors = coder.encode([flat[i] for i in new]).cpu().numpy().astype(np.float16)
+        vectors = np.empty((len(new), width), np.float16)
+        for start in range(0, len(new), BLOCK):  # a shard of books is long
+            watch.at(f"encoding shard {shard}, sentence {start} of {len(new)}")
+            part = slice(start, start + BLOCK)
+            vectors[part] = coder.encode([flat[i] for i in new[part]]).cpu().numpy()
         unique = list(dict.fromkeys(flat))
         pieces = dict(zip(unique, coder.pieces(unique)))
         tokens = [pieces[sentence][: coder.max_pieces] for sentence in flat]

@@ -47,6 +47,8 @@ class Document:
     source: str = ""  # such as `stories.jsonl:12`
 
 
+MAPPED = 16_384  # shards at once; a process of Linux may have 65 530 maps
+
 _COLUMNS = {  # beside the vectors
     "numbers": pa.list_(pa.int64()),
     "tokens": pa.list_(pa.list_(pa.int32())),
@@ -133,11 +135,12 @@ class Store:
         self._zeros = [int(begin) for begin, manifest in zip(begins, manifests) for _ in manifest["shards"]]
         self._cache = cache
         self._shards: list[_Shard | None] = [None] * len(self._files)
+        self._opened: deque[int] = deque()  # the shards that are mapped
         if verify:
             self.verify()
-        for i, (place, _) in enumerate(self._files):
+        for i, (place, _) in enumerate(self._files[:MAPPED]):
             if not isinstance(place, RemoteFolder):  # opening maps; what is remote must come first
-                self._shards[i] = self._open(i)
+                self._shard(i)
 
     def verify(self, most: float = math.inf) -> bool:
         """Hold every shard against its checksum, several at once; ValueError names one that is damaged.
@@ -173,6 +176,9 @@ class Store:
         shard = self._shards[i]
         if shard is None:
             shard = self._shards[i] = self._open(i)
+            self._opened.append(i)
+            if len(self._opened) > MAPPED:
+                self._shards[self._opened.popleft()] = None  # its arrays live as long as somebody has them
         return shard
 
     def _open(self, i: int) -> _Shard:

@@ -319,7 +319,7 @@ def _parquet(path: Path, namer: Namer) -> Records:
                 columns = ["translation"]
             else:
                 columns = [column for column in columns if _at(str(path), namer, column) is not None]
-            for batch in file.iter_batches(columns=columns):
+            for batch in file.iter_batches(256, columns=columns):
                 for row in batch.to_pylist():
                     inner = row.get("translation", row) or {}
                     yield f"{path}: row {number}", inner.items() if isinstance(inner, dict) else inner  # a map comes as pairs

@@ -221,7 +221,7 @@ def _parquet(path: Path | RemoteFile, column: str) -> Iterator[tuple[object, str
             kinds = {name: file.schema_arrow.field(name).type for name in file.schema_arrow.names}
             if column not in kinds or not _holds_text(kinds[column]):
                 raise _no_column(str(path), column, (f"{name} ({kind})" for name, kind in kinds.items()))
-            for batch in file.iter_batches(columns=[column]):
+            for batch in file.iter_batches(256, columns=[column]):
                 for value in batch.column(0):
                     yield value.as_py(), f"{path.name}:{number}"
                     number += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import inspect
 import json
 import resource
@@ -60,6 +61,12 @@ def test_the_examples_in_the_help_are_understood() -> None:
             assert ending.value.code == 0, part
 
 
+def test_evaluate_names_what_it_can_evaluate(sonarkit) -> None:
+    found = sonarkit("evaluate", "--help")
+    assert found.returncode == 0 and not found.stderr
+    assert all(f"\n  {what} " in found.stdout for what in cli.EVALUATIONS)
+
+
 def test_wrong_arguments_are_told_shortly(sonarkit) -> None:
     assert_refused(sonarkit("stroy", FOX), "unknown command 'stroy'", "story, encode")
     found = sonarkit("story", "--beam-siz", "3", FOX)
@@ -107,6 +114,22 @@ def test_a_reader_that_goes_away_is_no_error(codec: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_file_is_written_whole_though_the_reader_goes_away(codec: Path, tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("The fox slept.\n" * 20_000)
+    words = [*CLI, "encode", "many.txt", "--json", "--out", "v.npy", "--model", codec]
+    with started(words, cwd=tmp_path) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        told = process.stderr.read()
+        assert process.wait(PATIENCE) == 0 and "20000 vectors" in told and "Traceback" not in told
+    assert len(np.load(tmp_path / "v.npy")) == 20_000
+
+
+def test_the_place_for_the_vectors_is_looked_at_first(sonarkit, codec: Path, tmp_path: Path) -> None:
+    assert_refused(sonarkit("encode", FOX, "--model", "nowhere", "--out", tmp_path), str(tmp_path), "--out names a file")
+
+
 def test_a_full_disk_under_standard_output_is_told(codec: Path) -> None:
     for options in ([], ["--json"]):  # buffered till the end, and flushed line by line
         with open("/dev/full", "wb") as full:
@@ -159,6 +182,23 @@ def test_a_file_of_any_length_is_encoded_as_it_is_read(sonarkit, codec: Path, tm
     found = sonarkit("encode", lines, "--model", codec, "--out", tmp_path / "w.npy")
     assert_refused(found, f"{lines}:9001: not valid UTF-8")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lines.txt", "v.npy"]
+
+
+def test_a_compressed_file_is_read_and_a_folder_is_not_a_text(sonarkit, codec: Path, tmp_path: Path) -> None:
+    (tmp_path / "some.txt.gz").write_bytes(gzip.compress(b"The fox slept.\nThe moon rose.\n"))
+    found = sonarkit("encode", "--json", tmp_path / "some.txt.gz", "--model", codec)
+    assert [json.loads(line)["text"] for line in found.stdout.splitlines()] == ["The fox slept.", "The moon rose."]
+    assert_refused(sonarkit("encode", "--json", tmp_path / "none.txt.gz", "--model", codec), "no file", "none.txt.gz")
+    assert_refused(sonarkit("encode", "--json", tmp_path, "--model", codec), "is a folder; name the files in it")
+
+
+def test_bfloat16_and_devices_on_the_command_line(sonarkit, codec: Path) -> None:
+    exact, half = (
+        np.array(json.loads(sonarkit("encode", "--json", FOX, "--model", codec, "--dtype", dtype).stdout)["embedding"])
+        for dtype in ("float32", "bfloat16")
+    )
+    assert not np.array_equal(exact, half) and exact @ half > 0.999 * np.linalg.norm(exact) * np.linalg.norm(half)
+    assert_refused(sonarkit("encode", "--json", FOX, "--model", codec, "--device", "cuda:99"), "device cuda:99 is not there")
 
 
 def test_blank_lines_are_left_out_aloud(sonarkit, codec: Path) -> None:

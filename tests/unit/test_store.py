@@ -7,7 +7,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Thread, current_thread
 
 import fsspec
 import numpy as np
@@ -169,30 +169,54 @@ def test_a_rank_that_died_while_it_read_goes_on_reading(
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
+def by_ranks(ranks: int, corpus: str, folder: Path, sonar: Sonar, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """The manifest that each of several ranks, here threads, has when they make a store together."""
+    barrier, made = Barrier(ranks, timeout=20), list[dict]()
+    monkeypatch.setattr(building, "meet", lambda world, meanwhile=None: barrier.wait())
+    monkeypatch.setattr(building, "agreed", lambda world, value: (barrier.wait(), value)[1])
+    monkeypatch.setattr(building, "LOOK", 0.0)
+
+    def work(rank: int) -> None:
+        made.append(encode_into(corpus, folder, sonar, World(rank, ranks, rank, CPU), documents_per_shard=2))
+
+    threads = [Thread(target=work, args=(rank,), name=f"rank {rank}") for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return made
+
+
 @pytest.mark.parametrize("ranks", [2, 5])  # there are three shards
 def test_several_ranks_make_the_store_of_one(
     ranks: int, corpus: str, sonar: Sonar, encoded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = make(corpus, tmp_path / "one", sonar)
     encoded.clear()
-    barrier = Barrier(ranks, timeout=20)
-    monkeypatch.setattr(building, "meet", lambda world, meanwhile=None: barrier.wait())
-    made: list[dict] = []
-    threads = [
-        Thread(
-            target=lambda r=r: made.append(
-                encode_into(corpus, tmp_path / "many", sonar, World(r, ranks, r, CPU), documents_per_shard=2)
-            )
-        )
-        for r in range(ranks)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    made = by_ranks(ranks, corpus, tmp_path / "many", sonar, monkeypatch)
     assert made == [one.manifest] * ranks
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
     assert len(encoded) == len(set(encoded)) == 9  # over all ranks
+
+
+def test_after_a_restart_the_ranks_share_what_is_left(
+    corpus: str, sonar: Sonar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 was to do shards 0 and 2, and has done neither."""
+    make(corpus, tmp_path / "store", sonar)
+    whole = contents(tmp_path / "store")
+    for name in ("manifest.json", "shard-00000.json", "shard-00002.json"):
+        (tmp_path / "store" / name).unlink()
+    did: list[tuple[str, int]] = []
+    original = building._write_shard
+
+    def watched(place: object, shard: int, *rest: object) -> None:
+        did.append((current_thread().name, shard))
+        original(place, shard, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(building, "_write_shard", watched)
+    by_ranks(2, corpus, tmp_path / "store", sonar, monkeypatch)
+    assert sorted(did) == [("rank 0", 0), ("rank 1", 2)] and contents(tmp_path / "store") == whole
 
 
 def test_a_corpus_that_changed_on_the_way_is_refused(
@@ -392,6 +416,7 @@ def test_progress_counts_all_ranks_and_tells_the_remaining_time(
     make(corpus, tmp_path / "whole", sonar)
     (tmp_path / "store").mkdir()
     monkeypatch.setattr(building, "meet", lambda world, meanwhile=None: None)
+    monkeypatch.setattr(building, "agreed", lambda world, value: value)
     monkeypatch.setattr(building, "_write_shard", other_rank_too)
     hashes = building._hash_shards
     monkeypatch.setattr(
