@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from sonarkit.evaluation.nlg import MeteorMode, meteor, meteor_label, meteor_mode, meteor_name, rouge_l, versions
 from sonarkit.evaluation.statistics import RESAMPLES, Interval, bootstrap
 from sonarkit.models.rollout import Story
-from sonarkit.text.corpora import ColumnError, read_jsonl
+from sonarkit.text.corpora import ColumnError, hugging_face_rows, read_jsonl
 from sonarkit.text.sentences import split_sentences
 
 # Where the two sets are, as corpora are named, and their columns.
@@ -127,14 +127,7 @@ def _file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _hugging_face(what: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError('hf: sets need the datasets package: pip install "sonarkit[hf]"') from error
-    path, _, split = what.partition("@")
-    name, _, config = path.partition(":")
-    dataset = datasets.load_dataset(name, config or None, split=split or "test", streaming=True)
-    return ((f"hf:{name}:{number}", dict(row)) for number, row in enumerate(dataset))
+    return ((source, row) for row, source in hugging_face_rows(what, "test"))
 
 
 @dataclass(frozen=True)

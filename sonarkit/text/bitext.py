@@ -35,7 +35,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet
 
-from sonarkit.text.corpora import read_jsonl, read_lines
+from sonarkit.text.corpora import hugging_face_rows, read_jsonl, read_lines
 from sonarkit.text.languages import LANGUAGES, SONAR_LANGUAGES, UnknownLanguageError, resolve
 from sonarkit.text.scripts import language_script, letters, script_share, width
 from sonarkit.text.tokenizer import DATA_TAGS
@@ -331,14 +331,8 @@ def _parquet(path: Path, namer: Namer) -> Records:
 
 
 def _hugging_face(name: str) -> Records:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError('hf: bitext needs the datasets package: pip install "sonarkit[hf]"') from error
-    what, _, split = name.removeprefix("hf:").partition("@")
-    path, _, config = what.partition(":")
-    for number, row in enumerate(datasets.load_dataset(path, config or None, split=split or "train", streaming=True)):
-        yield f"hf:{path}: row {number}", _inner(row)
+    for row, source in hugging_face_rows(name.removeprefix("hf:")):
+        yield source, _inner(row)
 
 
 def _sides_of(paths: Sequence[Path], named: Sequence[str] | None, namer: Namer) -> dict[str, Path]:

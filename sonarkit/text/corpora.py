@@ -29,6 +29,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet
 
+from sonarkit.core.download import offline
 from sonarkit.core.files import RemoteFile, as_url, remote_files
 from sonarkit.core.foreign import LONGEST_LINE, bounded_lines, parse_json
 from sonarkit.core.paths import data_folder
@@ -260,12 +261,22 @@ def _told(sentences: dict[str, list[str]], lang: str) -> str:
 
 
 def _hugging_face(what: str, column: str) -> Iterator[tuple[object, str]]:
+    for row, source in hugging_face_rows(what):
+        yield _cell(row, column, f"hf:{what}"), source
+
+
+def hugging_face_rows(what: str, split: str = "train") -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of `NAME[:CONFIG][@SPLIT]` as they come from the Hugging Face hub, and where each stood.
+
+    ValueError without the datasets package, FileNotFoundError where SONARKIT_OFFLINE forbids the network.
+    """
     try:
         import datasets
     except ImportError as error:
-        raise ValueError('hf: corpora need the datasets package: pip install "sonarkit[hf]"') from error
-    path, _, split = what.partition("@")
+        raise ValueError(f'hf:{what} needs the datasets package: pip install "sonarkit[hf]"') from error
+    if said := offline():
+        raise FileNotFoundError(f"hf:{what} comes from the Hugging Face hub, and {said} forbids the network; name a file")
+    path, _, named = what.partition("@")
     name, _, config = path.partition(":")
-    dataset = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
-    for number, row in enumerate(dataset):
-        yield _cell(row, column, f"hf:{what}"), f"hf:{name}:{number}"
+    for number, row in enumerate(datasets.load_dataset(name, config or None, split=named or split, streaming=True)):
+        yield dict(row), f"hf:{name}:{number}"

@@ -339,7 +339,7 @@ def test_hugging_face(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", fake)
     assert read("hf:Helsinki-NLP/opus-100:de-en@validation") == read("hf:x") == GO
     assert calls == [("Helsinki-NLP/opus-100", "de-en", "validation", True), ("x", None, "train", True)]
-    with pytest.raises(UnknownLanguageError, match="hf:x: row 0: .*German.* is not known here"):
+    with pytest.raises(UnknownLanguageError, match="hf:x:0: .*German.* is not known here"):
         read("hf:x", languages=("eng_Latn", "fra_Latn"))
 
 

@@ -219,6 +219,9 @@ def test_hugging_face(monkeypatch: pytest.MonkeyPatch):
     ]  # fmt: skip
     with pytest.raises(ColumnError, match="no column 'story' of text; the columns are text"):
         read("hf:x", column="story")
+    monkeypatch.setenv("SONARKIT_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="hf:x comes from the Hugging Face hub, and SONARKIT_OFFLINE forbids"):
+        read("hf:x")
 
 
 def test_hugging_face_without_its_package(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sonarkit.codec.config import PoolerConfig
-from sonarkit.codec.pipeline import Sonar, TruncationWarning
+from sonarkit.codec.pipeline import Sonar, TruncationWarning, hub_folder
 from sonarkit.text.languages import UnknownLanguageError
 
 TEXTS = ["The little fox ran home.", "Mia found a red kite.", "Tom gave his friend an old map in the forest.", "No."]
@@ -138,12 +138,52 @@ def test_bad_input_is_named(sonar: Sonar, tmp_path: Path) -> None:
         sonar.encode("a")
     with pytest.raises(ValueError, match="got generator.*encode_stream"):
         sonar.encode(text for text in ["a"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"got None \(NoneType\) at place 1"):
+        sonar.encode(["a", None])  # type: ignore[list-item]
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"at least 1; got {size}"):
+            sonar.decode(torch.zeros(1, 32), batch_size=size)
     with pytest.raises(ValueError, match="1 vectors and 2 texts"):
         sonar.token_loss(torch.zeros(1, 32), ["a", "b"])
     with pytest.raises(ValueError, match="1 vectors and 2 texts"):
         sonar.token_log_probs(torch.zeros(1, 32), ["a", "b"])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Sonar.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="sonarkit convert"):
+        Sonar.from_pretrained("sonar_text_encoder.pt")
+    (tmp_path / "config.json").write_text('{"model_type": "m2m_100"}')
+    with pytest.raises(ValueError, match="is Hugging Face's M2M100; Sonar.from_huggingface"):
+        Sonar.from_pretrained(tmp_path)
+
+
+def test_a_translation_is_refused_before_anything_is_encoded(sonar: Sonar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sonar, "encode", lambda *arguments, **options: pytest.fail("hours of work"))
+    with pytest.raises(UnknownLanguageError, match="did you mean fra_Latn"):
+        sonar.translate(TEXTS, "eng_Latn", "fra_Lat")
+    with pytest.raises(ValueError, match="3 codes for 4 texts"):
+        sonar.translate(TEXTS, "eng_Latn", ["fra_Latn"] * 3)
+    with pytest.raises(ValueError, match="beam_size"):
+        sonar.translate(TEXTS, "eng_Latn", "fra_Latn", beam_size=0)
+    with pytest.raises(TypeError, match="beams"):
+        sonar.translate(TEXTS, "eng_Latn", "fra_Latn", beams=5)
+
+
+def test_the_published_loss_takes_a_text_of_any_length(sonar: Sonar) -> None:
+    """The second `</s>` needs a place, too: the codec has one less for pieces."""
+    most = sonar.config.max_tokens
+    long = ["fox " * 1000]
+    with pytest.warns(TruncationWarning):
+        loss, own = (sonar.token_loss(torch.ones(1, 32), long, as_published=way) for way in (True, False))
+    assert loss.count == most and own.count == most - 1  # what the decoder reads, and that without the language token
+
+
+def test_the_hub_is_not_asked_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SONARKIT_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="could not get cointegrated/SONAR_200_text_encoder from the Hugging Face hub"):
+        hub_folder("cointegrated/SONAR_200_text_encoder")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: options["local_files_only"] and tmp_path)
+    assert hub_folder("cointegrated/SONAR_200_text_encoder") == tmp_path
 
 
 def test_damaged_weights_are_named(sonar: Sonar, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sonarkit.codec import published_speech
+from sonarkit.codec.pipeline import load_speech
 from sonarkit.codec.published import LicenceError
 from sonarkit.codec.published_speech import PUBLISHED, from_meta, in_fairseq2_names
 from sonarkit.codec.speech import encode_speech, filter_bank
@@ -104,6 +105,15 @@ def test_vectors_are_metas_in_both_arrangements_of_keys(layout: str, golden: dic
     ours = encode_speech(encoder, [sound.numpy() for sound in sounds(golden)])
     torch.testing.assert_close(ours, golden["vectors"], atol=1e-4, rtol=0)
     assert (golden["vectors"][0] - golden["vectors"][1]).abs().max() > 0.1, "the two are told apart"
+
+
+def test_a_file_of_metas_is_loaded_by_its_name(
+    golden: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = written(weights(golden), tmp_path / "spenc.eng.pt"), []
+    monkeypatch.setattr(published_speech, "from_meta", lambda file, **options: asked.append(file))
+    load_speech("sonar", str(path))
+    assert asked == [str(path)]
 
 
 def test_a_saved_one_is_the_same_encoder(golden: dict[str, Tensor], tmp_path: Path) -> None:

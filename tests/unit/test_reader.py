@@ -229,6 +229,18 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_no_more_shards_are_mapped_than_a_process_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [[f"sentence {i} of document {d}" for i in range(3)] for d in range(12)]
+    make(tmp_path / "store", told, per_shard=2)
+    monkeypatch.setattr("sonarkit.store.reader.MAPPED", 2)
+    store = Store(tmp_path / "store")
+    early = store[0].vectors_SD
+    for i in (11, 3, 0, 7, 5, 11):
+        assert store[i].texts == told[i]
+        assert sum(shard is not None for shard in store._shards) <= 2
+    np.testing.assert_array_equal(early, store[0].vectors_SD)
+
+
 def own_memory() -> int:
     """Bytes of this process that are no pages of files, which the system may take back at any time."""
     found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
