@@ -109,6 +109,7 @@ def _build(
         _claim(place, stamp)
     meet(world)
     if (manifest := _whole(place)) is not None:
+        _tidy(place, world)  # after the manifest somebody may have been killed
         return manifest
     texts = _Texts(corpus)
     if not place.exists(PLAN):
@@ -121,9 +122,15 @@ def _build(
     _encode_shards(texts, place, stamp, coder, split, world, watch, plan)
     if world.rank == 0:
         _write_manifest(place, stamp, coder, end_text, plan, corpus.dropped)
-        place.remove(name for name in place.names() if name.endswith((PLAN, ".hashes", ".tmp")))  # what killed ranks left, too
+    _tidy(place, world)
     meet(world)
     return read_manifest(place)
+
+
+def _tidy(place: Folder, world: World) -> None:
+    """Rank 0 takes away what a whole store does not need: the plan, and what killed ranks left."""
+    if world.rank == 0:
+        place.remove(name for name in place.names() if name.endswith((PLAN, ".hashes", ".tmp")))
 
 
 def _sole_writer(place: Folder, world: World) -> AbstractContextManager[None]:
