@@ -141,7 +141,8 @@ def ddim_step(
     `clean` is the vector guessed, `noise` what was found around it, `fresh` (needed for an `eta` above 0) standard noise.
     """
     spread = sampling.eta * math.sqrt((1 - before) / (1 - alpha_bar) * (1 - alpha_bar / before))
-    x = math.sqrt(before) * clean + math.sqrt(1 - before - spread**2) * noise / sampling.epsilon_scaling
+    left = max(0.0, 1 - before - spread**2)  # 0 for eta 1 from an alpha-bar of 0, where rounding may leave less
+    x = math.sqrt(before) * clean + math.sqrt(left) * noise / sampling.epsilon_scaling
     return x if fresh is None else x + spread * fresh
 
 

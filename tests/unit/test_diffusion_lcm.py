@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,6 +164,16 @@ def test_a_model_that_knows_the_vector_samples_it(model: DiffusionLCM, eta: floa
     model.denoiser.final = Knows(clean_BD)  # type: ignore[assignment]
     sampled_BD = model.predict_next(torch.randn(3, 4, 32), SamplingConfig(steps=7, eta=eta))
     torch.testing.assert_close(sampled_BD, model.normalizer.denormalize(clean_BD), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "quadratic", "sigmoid"])
+@pytest.mark.parametrize("steps", [1, 40, 50, 100])
+def test_fresh_noise_in_every_step_is_drawn_from_any_schedule(kind: Any, steps: int) -> None:
+    schedule, sampling, x = NoiseSchedule(kind), SamplingConfig(steps=steps, eta=1.0), torch.ones(4)
+    alphas = [*(float(schedule.alpha_bars()[t]) for t in trailing_timesteps(schedule.timesteps, steps)), 1.0]
+    for alpha_bar, before in itertools.pairwise(alphas):
+        x = ddim_step(torch.zeros(4), x, alpha_bar, before, sampling, torch.ones(4))
+        assert x.isfinite().all()
 
 
 # ---------------------------------------------------------------------- the loss
