@@ -4,7 +4,7 @@ A sentence there and back, and a story:
 
     import sonarkit as sk
     sonar = sk.Sonar.from_pretrained("mini")
-    z = sonar.encode(["A fox ran home."], lang="eng_Latn")
+    z = sonar.encode(["Zoe came to the lake too and waved at Otto."], lang="eng_Latn")
     sonar.decode(z, lang="fra_Latn")
     sk.SonarLLM.from_pretrained("mini").generate("Once upon a time there was a little fox named Mia.").text
 """

@@ -37,7 +37,7 @@ EXAMPLES = """examples:
   sonarkit story "Once upon a time there was a little fox named Mia."
   sonarkit story --output-lang fra_Latn "One day, Tom found an old key."
   echo "One day, Tom found an old key." | sonarkit story --json
-  sonarkit translate --source-lang eng_Latn --target-lang deu_Latn "A fox ran home."
+  sonarkit translate --source-lang eng_Latn --target-lang deu_Latn "Zoe came to the lake too and waved at Otto."
   sonarkit encode sentences.txt --out vectors.npy
   sonarkit decode vectors.npy --lang spa_Latn
   sonarkit convert codec --encoder sonar_text_encoder.pt --decoder sonar_text_decoder.pt --tokenizer sentencepiece.model
@@ -206,7 +206,7 @@ def encode(
     examples:
 
         sonarkit encode sentences.txt --out vectors.npy
-        sonarkit encode --json "A fox ran home." "The moon rose."
+        sonarkit encode --json "Zoe came to the lake too and waved at Otto." "Mia found a red kite."
         sonarkit encode --lang fra_Latn --json < phrases.txt
         sonarkit encode --audio --out vectors.npy *.wav
 
@@ -282,7 +282,7 @@ def decode(
     examples:
 
         sonarkit decode vectors.npy --lang spa_Latn
-        sonarkit encode --json "A fox ran home." | sonarkit decode --lang fra_Latn
+        sonarkit encode --json "Zoe came to the lake too and waved at Otto." | sonarkit decode --lang fra_Latn
 
     Args:
         vectors: A .npy file of shape (n, D), or JSON lines with "embedding" (- or nothing for standard input).
@@ -322,7 +322,7 @@ def translate(
 
     examples:
 
-        sonarkit translate --target-lang deu_Latn "A fox ran home."
+        sonarkit translate --target-lang deu_Latn "Zoe came to the lake too and waved at Otto."
         sonarkit translate --source-lang fra_Latn --target-lang eng_Latn < phrases.txt
 
     Args:

@@ -63,12 +63,11 @@ class Progress:
         return f"{self._what}: {self._done}{of} {self._unit}, {rate:.0f} {self._unit}/s{left}"
 
 
-def meet(world: World, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Wait until every rank is here. Unlike in a plain barrier a signal is heard at once; `meanwhile` is called meanwhile."""
+def meet(world: World) -> None:
+    """Wait until every rank is here. Unlike in a plain barrier a signal is heard at once."""
     if world.size == 1:
         return
     arrived = dist.barrier(async_op=True)
     while not arrived.is_completed():
-        meanwhile()
         time.sleep(0.02)
     arrived.wait()

@@ -172,7 +172,7 @@ def test_a_rank_that_died_while_it_read_goes_on_reading(
 def by_ranks(ranks: int, corpus: str, folder: Path, sonar: Sonar, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """The manifest that each of several ranks, here threads, has when they make a store together."""
     barrier, made = Barrier(ranks, timeout=20), list[dict]()
-    monkeypatch.setattr(building, "meet", lambda world, meanwhile=None: barrier.wait())
+    monkeypatch.setattr(building, "meet", lambda world: barrier.wait())
     monkeypatch.setattr(building, "agreed", lambda world, value: (barrier.wait(), value)[1])
     monkeypatch.setattr(building, "LOOK", 0.0)
 
@@ -415,7 +415,7 @@ def test_progress_counts_all_ranks_and_tells_the_remaining_time(
 
     make(corpus, tmp_path / "whole", sonar)
     (tmp_path / "store").mkdir()
-    monkeypatch.setattr(building, "meet", lambda world, meanwhile=None: None)
+    monkeypatch.setattr(building, "meet", lambda world: None)
     monkeypatch.setattr(building, "agreed", lambda world, value: value)
     monkeypatch.setattr(building, "_write_shard", other_rank_too)
     hashes = building._hash_shards
