@@ -376,9 +376,8 @@ class Families(ModelStudy):
     """
 
     out: Path = Path("runs/families")
-    stories: int = 60_000
     backbone: BackboneConfig = recipes.SONAR_LLM_SIZES["mini"]
-    steps: int = 3000
+    steps: int = 1000
     seeds: tuple[int, ...] = (0,)
     on: str = "storyworld:test"
     count: int = 100

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -316,17 +316,20 @@ class DiffusionLCMConfig:
 
 
 def towers(backbone: BackboneConfig, embedding: int = 1024) -> tuple[BackboneConfig, int]:
-    """A contextualizer and a number of denoiser layers that together have about as many weights as this backbone.
+    """A contextualizer and a number of denoiser layers that together have as many weights as a SONAR-LLM of this backbone.
 
-    Layers are shared 5 : 13, as in the paper, as nearly as whole layers and the count allow.
+    Layers are shared 5 : 13, as in the paper, as nearly as whole layers and the count allow; `ffn`, the same in both, makes
+    up for what is left (the count agrees within 1 % from a width of 96 on).
     """
     with torch.device("meta"):
         reading, denoising = (weights_of(block(backbone)) for block in (Block, DenoiserBlock))
-        beside = weights_of(TimeEmbedding(backbone.hidden, 0.0)) + 2 * embedding * backbone.hidden
+        beside = weights_of(TimeEmbedding(backbone.hidden, 0.0)) + embedding * backbone.hidden  # a third projection
     wanted = backbone.layers * reading - beside
     pairs = {(max(1, rounded(5 * d / 13)), d) for d in range(1, 2 * backbone.layers + 1) for rounded in (math.floor, math.ceil)}
     layers, denoiser_layers = min(sorted(pairs), key=lambda pair: abs(pair[0] * reading + pair[1] * denoising - wanted))
-    return BackboneConfig(**{**vars(backbone), "layers": layers}), denoiser_layers
+    left = wanted - layers * reading - denoiser_layers * denoising
+    ffn = backbone.ffn + 8 * round(left / ((layers + denoiser_layers) * 3 * backbone.hidden * 8))
+    return replace(backbone, layers=layers, ffn=max(8, ffn)), denoiser_layers
 
 
 def weights_of(module: nn.Module) -> int:

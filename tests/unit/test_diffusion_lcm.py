@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from test_backbone import plain_forward  # type: ignore[import-not-found]
 from test_mse_lcm import LENGTHS, SHAPE, documents, learn, normalizer_of  # type: ignore[import-not-found]
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sonarkit.codec.pipeline import Sonar
@@ -34,7 +34,9 @@ from sonarkit.models.diffusion_lcm import (
 )
 from sonarkit.models.mse_lcm import MseLCM, MseLCMConfig
 from sonarkit.store.normalizer import Normalizer
+from sonarkit.recipes import SONAR_LLM_SIZES
 from sonarkit.store.reader import Document
+from sonarkit.study import SIZES
 
 FEW = SamplingConfig(steps=5)
 PACKED = packing_of([3, 4])
@@ -412,16 +414,16 @@ def test_it_gives_one_of_two_sentences_that_may_follow_where_the_mse_model_gives
 # ---------------------------------------------------------------------- sizes
 
 
-@pytest.mark.parametrize(
-    "backbone",
-    [BackboneConfig(512, 2048, 8, 16, 32), BackboneConfig(1280, 5120, 16, 26, 64), BackboneConfig(320, 1024, 6, 5, 64)],
-    ids=["100M", "600M", "mini"],
-)
-def test_two_towers_have_about_as_many_weights_as_the_backbone(backbone: BackboneConfig) -> None:
-    shape, layers = towers(backbone)
+@pytest.mark.parametrize("embedding", [256, 1024])
+@pytest.mark.parametrize("size", [*SONAR_LLM_SIZES, *SIZES])
+def test_two_towers_have_as_many_weights_as_sonar_llm(size: str, embedding: int) -> None:
+    backbone = {**SONAR_LLM_SIZES, **SIZES}[size]
+    shape, layers = towers(backbone, embedding)
     with torch.device("meta"):
-        both = weights_of(Backbone(shape)) + weights_of(Denoiser(shape, layers, 1024, 100))
-        one = weights_of(Backbone(backbone))
-    assert both == pytest.approx(one, rel=0.15)
+        contexts = weights_of(nn.Linear(embedding, shape.hidden)) + weights_of(Backbone(shape))
+        both = contexts + weights_of(Denoiser(shape, layers, embedding, 100))
+        projections = weights_of(nn.Linear(embedding, backbone.hidden)) + weights_of(nn.Linear(backbone.hidden, embedding))
+        one = projections + weights_of(Backbone(backbone))
+    assert both == pytest.approx(one, rel=0.01)
     assert abs(shape.layers - 5 * layers / 13) < 1
-    assert replace(shape, layers=backbone.layers) == backbone
+    assert replace(shape, layers=backbone.layers, ffn=backbone.ffn) == backbone
