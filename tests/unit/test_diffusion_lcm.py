@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.core.packing import packing_of
-from sonarkit.models.backbone import Backbone, BackboneConfig
+from sonarkit.models.backbone import Backbone
 from sonarkit.models.diffusion_lcm import (
     Denoiser,
     DiffusionLCM,
@@ -33,8 +33,8 @@ from sonarkit.models.diffusion_lcm import (
     weights_of,
 )
 from sonarkit.models.mse_lcm import MseLCM, MseLCMConfig
-from sonarkit.store.normalizer import Normalizer
 from sonarkit.recipes import SONAR_LLM_SIZES
+from sonarkit.store.normalizer import Normalizer
 from sonarkit.store.reader import Document
 from sonarkit.study import SIZES
 
