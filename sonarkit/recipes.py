@@ -11,7 +11,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from sonarkit.codec.config import CodecConfig, PoolerConfig, Pooling, codec_config
 from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig
-from sonarkit.codec.speech import BodyConfig, SpeechConfig
+from sonarkit.codec.speech import BodyConfig, PiecesConfig, SpeechConfig
 from sonarkit.models.backbone import BackboneConfig
 from sonarkit.models.diffusion_lcm import NoiseSchedule
 from sonarkit.training.codec_task import Balance
@@ -313,7 +313,7 @@ class SpeechRun:
     synthetic: Path = Path("stores/speech")
     codec: str = "mini"
     init: str = ""
-    pooling: Literal["mean", "max", "attention"] = "attention"
+    pooling: Literal["mean", "max", "attention", "text"] = "attention"
     pooler_layers: int = 3
     pooler_heads: int = 16
     pooler_ffn: int = 4096
@@ -321,6 +321,7 @@ class SpeechRun:
     frozen_steps: int = 0
     ctc_weight: float = 0.0
     ctc_layer: int = 1
+    piece_weight: float = 0.0
     decoder_weight: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seconds_per_step: float = 60.0
@@ -335,8 +336,12 @@ class SpeechRun:
         if self.init.startswith("w2v-bert:") and self.body.kind != "w2v-bert":
             raise ValueError(f"init {self.init} needs a body of the kind w2v-bert, got {self.body.kind}; take --size 600M")
 
-    def speech_config(self, width: int) -> SpeechConfig:
-        """The shape of an encoder into vectors of that width. ValueError where mean or max pooling cannot give it."""
+    def speech_config(self, codec: CodecConfig) -> SpeechConfig:
+        """The shape of an encoder into that codec's vectors. ValueError where mean or max pooling cannot give it."""
+        width = codec.width
+        if self.pooling == "text":
+            pieces = PiecesConfig(codec.vocab_size, codec.encoder.width)
+            return SpeechConfig(width, self.body, "text", None, self.max_seconds, pieces=pieces)
         if self.pooling == "attention":
             pooler = PoolerConfig(width, self.pooler_layers, self.pooler_heads, self.pooler_ffn, dropout=self.pooler_dropout)
             return SpeechConfig(width, self.body, "attention", pooler, self.max_seconds)

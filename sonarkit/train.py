@@ -33,6 +33,7 @@ import tyro  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from sonarkit import recipes  # noqa: E402
+from sonarkit.codec.config import CodecConfig  # noqa: E402
 from sonarkit.codec.extend import extended  # noqa: E402
 from sonarkit.codec.objectives import DecoderObjective  # noqa: E402
 from sonarkit.codec.pipeline import SHIPPED, Sonar  # noqa: E402
@@ -516,7 +517,7 @@ def train_speech(run: SpeechRun, world: World) -> Evaluation:
     targets = Targets(torch.cat([one.vectors for one in learnt]), learnt[0].codec)
     torch.manual_seed(run.train.seed)
     task = SpeechTask(
-        _speech_encoder(run, targets.vectors.shape[1]),
+        _speech_encoder(run, sonar.config),
         [utterance for one in sets for utterance in one.utterances],
         targets,
         seconds_per_step=run.seconds_per_step,
@@ -527,10 +528,11 @@ def train_speech(run: SpeechRun, world: World) -> Evaluation:
         frozen_steps=run.frozen_steps,
         ctc_weight=run.ctc_weight,
         ctc_layer=run.ctc_layer,
+        piece_weight=run.piece_weight,
         sonar=sonar,
         decoder_weight=run.decoder_weight,
     )
-    del sonar  # 6 GB of Meta's, but for a decoder that is still asked
+    del sonar  # 6 GB of Meta's, but for what the task still asks
     print0(
         world,
         f"{sum(p.numel() for p in task.encoder.parameters()) / 1e6:.1f}M parameters, {len(task.utterances)} utterances, "
@@ -553,9 +555,9 @@ def targets_of(opened: SpeechSet, sonar: Sonar, world: World) -> Targets:
     return teacher_vectors(file, opened.utterances, sonar, world=world)
 
 
-def _speech_encoder(run: SpeechRun, width: int) -> SpeechEncoder:
+def _speech_encoder(run: SpeechRun, codec: CodecConfig) -> SpeechEncoder:
     """What a run begins with: random weights, w2v-BERT under a fresh pooling, or a trained encoder of the same shape."""
-    config = run.speech_config(width)
+    config = run.speech_config(codec)
     if run.init and not run.init.startswith("w2v-bert:"):
         found = SpeechEncoder.from_pretrained(run.init)
         _same_shape(run.init, replace(found.config, codec=""), config)

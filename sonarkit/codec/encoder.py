@@ -41,7 +41,10 @@ class Encoder(nn.Module):
 
     def forward(self, ids_T: Tensor, packing: Packing) -> Tensor:
         """(T,) packed ids of N sentences -> (N, D), in the caller's order."""
-        x_TH = self.embedding(ids_T, packing.positions())
+        return self.read(self.embedding(ids_T, packing.positions()), packing)
+
+    def read(self, x_TH: Tensor, packing: Packing) -> Tensor:
+        """(T, H) packed embeddings of N sentences -> (N, D), in the caller's order."""
         for layer in self.layers:
             x_TH = layer(x_TH, packing)
         x_TH = self.norm(x_TH)

@@ -40,7 +40,10 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, ids: Tensor, places: Tensor) -> Tensor:
         """ids (...), places in the sentence, from 0, broadcastable to it -> (..., H)."""
-        x = F.embedding(ids, self.weight)
+        return self.placed(F.embedding(ids, self.weight), places)
+
+    def placed(self, x: Tensor, places: Tensor) -> Tensor:
+        """Rows of `weight`, or mixtures of them, (..., H) -> (..., H), scaled and with positions."""
         if torch.is_autocast_enabled(x.device.type):  # the residual stream stays in float32, whatever the weights are held in
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         x = x * self.scale

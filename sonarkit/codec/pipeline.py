@@ -370,6 +370,8 @@ class Sonar(nn.Module):
                 f"the speech encoder {encoder.name or 'given'} gives vectors of the codec {encoder.config.codec}, "
                 f"but {self.name or 'this codec'} is {self.fingerprint()}; use the codec that taught it"
             )
+        if encoder.config.pieces is not None:
+            encoder.read_with(self.encoder)
         self._speech = [encoder]
 
     @property

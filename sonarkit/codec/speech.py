@@ -2,7 +2,8 @@
 
 1. Front end: `filter_bank`, 80 log-mel energies every 10 ms, each brought to mean 0 and variance 1 over the utterance.
 2. Body: `Conformer` (ours; Meta's published encoders are one, and so is `mini`) or `W2vBert` (Hugging Face's w2v-BERT 2.0).
-3. Pooling to one vector: mean, max, or the attention pooler that text encoders use, too.
+3. Pooling to one vector: mean, max, the attention pooler that text encoders use, too, or the codec's text encoder itself,
+   which reads the pieces that the frames are heard as (`Hearing`).
 4. `encode_speech` for utterances, `encode_recording` for what is longer than a sentence.
 
 Utterances of a batch are padded, and what is padded reaches nothing: a vector does not depend on its neighbours.
@@ -27,10 +28,12 @@ from tqdm.auto import tqdm
 from sonarkit.codec import audio as sound
 from sonarkit.codec.audio import RATE, Audio
 from sonarkit.codec.config import PoolerConfig, StackConfig
+from sonarkit.codec.encoder import Encoder
 from sonarkit.codec.layers import LayerNorm, linear
 from sonarkit.codec.pooler import AttentionPooler
 from sonarkit.core import checkpoint
 from sonarkit.core import config as configs
+from sonarkit.core.config import check_sizes
 from sonarkit.core.packing import Packing, chunks_by_tokens, packing_of
 from sonarkit.core.paths import asset
 
@@ -64,23 +67,38 @@ class BodyConfig(StackConfig):
 
 
 @dataclass(frozen=True)
+class PiecesConfig:
+    """What a text encoder reads: how many pieces it knows (special tokens included) and their width."""
+
+    vocab_size: int
+    width: int
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "vocab_size", "width")
+
+
+@dataclass(frozen=True)
 class SpeechConfig:
     """A speech encoder into vectors of size `width`. `codec` is the fingerprint of the codec whose vectors it gives, "" unknown.
 
-    Only attention pooling, whose pooler has a width of its own, changes the body's width. `max_seconds` bounds an utterance.
+    Pooling "text" has `pieces`, and its width is that of the text encoder's vectors. Of the others only attention pooling, whose
+    pooler has a width of its own, changes the body's width. `max_seconds` bounds an utterance.
     """
 
     width: int = 1024
     body: BodyConfig = field(default_factory=BodyConfig)
-    pooling: Literal["mean", "max", "attention"] = "attention"
+    pooling: Literal["mean", "max", "attention", "text"] = "attention"
     pooler: PoolerConfig | None = PoolerConfig()
     max_seconds: float = 60.0
     codec: str = ""
+    pieces: PiecesConfig | None = None
 
     def __post_init__(self) -> None:
         if (self.pooling == "attention") != (self.pooler is not None):
             raise ValueError(f"pooling 'attention' needs a pooler, and only it: got {self.pooling!r} with {self.pooler}")
-        if (self.pooler or self.body).width != self.width:
+        if (self.pooling == "text") != (self.pieces is not None):
+            raise ValueError(f"pooling 'text' needs pieces, and only it: got {self.pooling!r} with {self.pieces}")
+        if self.pieces is None and (self.pooler or self.body).width != self.width:
             raise ValueError(f"vectors would be of width {(self.pooler or self.body).width}, but width is {self.width}")
         if self.max_seconds < 1:
             raise ValueError(f"max_seconds must be at least 1, got {self.max_seconds}")
@@ -324,25 +342,89 @@ def _transformers() -> Any:
 # ---------------------------------------------------------------------- 3. the encoder
 
 
+class Hearing(nn.Module):
+    """Frames -> the pieces of text that they sound like, each frame a piece or the blank of CTC (Graves et al. 2006).
+
+    A piece is told by its row of the text encoder's embedding, which is not among the weights here.
+    """
+
+    def __init__(self, width: int, pieces: PiecesConfig) -> None:
+        super().__init__()
+        self.projection = linear(width, pieces.width)
+        self.blank = nn.Parameter(torch.zeros(1, pieces.width))
+        self.bias = nn.Parameter(torch.zeros(1 + pieces.vocab_size))
+
+    def forward(self, x_BLH: Tensor, embedding_VH: Tensor) -> Tensor:
+        """(B, L, H) frames -> (B, L, 1 + V) scores in float32; 0 is the blank, 1 + k piece k."""
+        rows = torch.cat([self.blank, embedding_VH.to(self.blank.dtype)])
+        return F.linear(self.projection(x_BLH), rows, self.bias).float()
+
+
+def pieces_heard(scores_LV: Tensor, most: int) -> Tensor:
+    """(L, 1 + V) scores of an utterance's frames -> (K, V) shares of the pieces at each of the K places where one is heard.
+
+    Frames in a row with one best piece are a place, and their mean scores its own; blanks are left out (CTC compression, arXiv
+    2102.01578). Where all is blank the first frame is the place; there are at most `most`.
+    """
+    best_L = scores_LV.argmax(1)
+    place_L = F.pad(best_L[1:] != best_L[:-1], (1, 0)).cumsum(0)
+    heard_L = (best_L != 0).nonzero()[:, 0] if best_L.any() else best_L.new_zeros(1)
+    _, place_F, frames_K = place_L[heard_L].unique_consecutive(return_inverse=True, return_counts=True)
+    sums_KV = scores_LV.new_zeros(len(frames_K), scores_LV.shape[1] - 1).index_add(0, place_F, scores_LV[heard_L, 1:])
+    return (sums_KV / frames_K[:, None])[:most].softmax(1)
+
+
 class SpeechEncoder(nn.Module):
-    """Filter banks of N utterances -> (N, D) sentence vectors, in the caller's order."""
+    """Filter banks of N utterances -> (N, D) sentence vectors, in the caller's order.
+
+    With pooling "text" it needs the text encoder of its codec, `read_with`, and does not save it among its own weights.
+    """
 
     def __init__(self, config: SpeechConfig) -> None:
         super().__init__()
         self.config = config
         self.body: Conformer | W2vBert = Conformer(config.body) if config.body.kind == "conformer" else W2vBert(config.body)
         self.pooler = AttentionPooler(config.pooler, config.body.width) if config.pooler else None
+        self.hearing = Hearing(config.body.width, config.pieces) if config.pieces else None
+        self._reader: list[Encoder] = []  # in a list: its weights are the codec's
         self.name = ""
+
+    def read_with(self, encoder: Encoder) -> None:
+        """Pool with this text encoder (pooling "text" only). ValueError where its pieces are others, as many or as wide."""
+        there = PiecesConfig(*encoder.embedding.weight.shape)
+        if self.config.pieces != there:
+            raise ValueError(f"the speech encoder hears {self.config.pieces}, the text encoder reads {there}")
+        self._reader = [encoder]
+
+    @property
+    def reader(self) -> Encoder:
+        """The text encoder that `read_with` was given. ValueError where there is none."""
+        if not self._reader:
+            raise ValueError(
+                "this speech encoder reads with its codec's text encoder: give it to the codec first, by "
+                "sonar.add_speech(encoder) or Sonar.from_pretrained(..., speech=...)"
+            )
+        return self._reader[0]
 
     def forward(self, features: Sequence[Tensor], frozen_body: bool = False) -> Tensor:
         """`features` are (L_i, 80) each, of `filter_bank`, at least two frames. A frozen body gets no gradient."""
         padded = nn.utils.rnn.pad_sequence(list(features), batch_first=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_body):
             x_BLH, lengths = self.body(padded.to(self.device, self.dtype), [len(f) for f in features])
+        if self.hearing is not None:
+            return self._read(self.hearing(x_BLH, self.reader.embedding.weight), lengths)
         packing = packing_of(lengths)
         x_TH = torch.cat([x_BLH[i, : lengths[i]] for i in packing.order_N.tolist()])
         packing = replace(packing, order_N=packing.order_N.to(self.device))
         return packing.in_callers_order(self.pool(x_TH, packing))
+
+    def _read(self, scores_BLV: Tensor, lengths: Sequence[int]) -> Tensor:
+        """What is heard -> (N, D) vectors: the text encoder reads a mixture of its pieces at each place."""
+        embedding = self.reader.embedding
+        heard = [pieces_heard(scores_LV[:n], embedding.max_tokens) for scores_LV, n in zip(scores_BLV, lengths)]
+        packing = packing_of([len(one) for one in heard], self.device)
+        x_TH = torch.cat([heard[i] for i in packing.order_N.tolist()]).to(embedding.weight.dtype) @ embedding.weight
+        return self.reader.read(embedding.placed(x_TH, packing.positions()), packing)
 
     def pool(self, x_TH: Tensor, packing: Packing) -> Tensor:
         """(T, H) packed frames -> (N, D), packed; the mean is summed in float32."""

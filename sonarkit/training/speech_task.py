@@ -134,13 +134,14 @@ def augmented(samples: np.ndarray, config: AugmentConfig, rng: np.random.Generat
 @dataclass(frozen=True)
 class SpeechBatch:
     """Filter banks (L_i, 80), the vectors (n, D) they are to be brought to, the texts that are said, the same as what the
-    decoder is to say (`</s> __lang__ pieces </s>`, where it is asked), and where they were listed. With `body_frozen` only the
-    pooler learns."""
+    decoder is to say (`</s> __lang__ pieces </s>`, where it is asked) and as what is to be heard (`__lang__ pieces </s>`, for
+    pooling "text"), and where they were listed. With `body_frozen` only the pooler learns."""
 
     features: list[Tensor]
     targets: Tensor
     texts: list[str]
     said: list[list[int]]
+    heard: list[list[int]]
     sources: list[str]
     body_frozen: bool
 
@@ -175,9 +176,9 @@ class SpeechBatches:
             features.append(augmented(samples, task.augment, np.random.default_rng([task.seed, draw])))
         rows = [i for _, i in chosen]
         spoken = [task.utterances[i] for i in rows]
-        said = [task.said[i] for i in rows] if task.said else []
+        said, heard = ([ids[i] for i in rows] if ids else [] for ids in (task.said, task.heard))
         targets = task.targets.vectors[rows]
-        return SpeechBatch(features, targets, [u.text for u in spoken], said, [u.source for u in spoken], frozen)
+        return SpeechBatch(features, targets, [u.text for u in spoken], said, heard, [u.source for u in spoken], frozen)
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step, "drawn": self.drawn}
@@ -213,14 +214,19 @@ def micro_batches(lengths: Sequence[int], ranks: int, budget: int) -> list[list[
 
 
 class Speller(nn.Module):
-    """An encoder, and a head that reads bytes off the frames of one of its body's layers (the first is 1)."""
+    """An encoder, and what its frames spell: bytes, by a head on one of its body's layers (the first is 1), and pieces."""
 
-    def __init__(self, encoder: SpeechEncoder, layer: int) -> None:
+    def __init__(self, encoder: SpeechEncoder, layer: int | None) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, nn.Linear(encoder.config.body.width, 1 + 256)  # 0 is the blank
-        self._frames_BLH, self._lengths = torch.empty(0), list[int]()
-        encoder.body.layers[layer - 1].register_forward_hook(self._keep_frames)
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.config.body.width, 1 + 256) if layer else None  # 0 is the blank
+        self._frames_BLH = self._scores_BLV = torch.empty(0)
+        self._lengths = list[int]()
         encoder.body.register_forward_hook(self._keep_lengths)
+        if layer:
+            encoder.body.layers[layer - 1].register_forward_hook(self._keep_frames)
+        if encoder.hearing is not None:
+            encoder.hearing.register_forward_hook(self._keep_scores)
 
     def _keep_frames(self, layer: nn.Module, given: Any, output: Any) -> None:
         self._frames_BLH = output[0] if isinstance(output, tuple) else output  # of transformers' layers
@@ -228,20 +234,34 @@ class Speller(nn.Module):
     def _keep_lengths(self, body: nn.Module, given: Any, output: tuple[Tensor, list[int]]) -> None:
         self._lengths = output[1]
 
-    def nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Of each of the N texts whose speech the encoder has just been given: -log p (N,), float32, and its bytes (N,)."""
-        log_probs_BLV = self.head(self._frames_BLH).float().log_softmax(-1)
-        spelt = [torch.tensor(list(text.lower().encode())) + 1 for text in texts]
-        lengths = torch.tensor([len(one) for one in spelt])
-        nats_N = F.ctc_loss(
-            log_probs_BLV.transpose(0, 1),
-            torch.cat(spelt).to(log_probs_BLV.device),
-            torch.tensor(self._lengths),
-            lengths,
-            reduction="none",
-            zero_infinity=True,
-        )
-        return nats_N, lengths
+    def _keep_scores(self, hearing: nn.Module, given: Any, output: Tensor) -> None:
+        self._scores_BLV = output
+
+    def nats_of_bytes(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """`ctc_nats` of the texts whose speech the encoder has just been given, in lower case."""
+        assert self.head is not None
+        return ctc_nats(self.head(self._frames_BLH), self._lengths, [list(text.lower().encode()) for text in texts])
+
+    def nats_of_pieces(self, heard: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """`ctc_nats` of the pieces that the encoder was to hear."""
+        return ctc_nats(self._scores_BLV, self._lengths, heard)
+
+
+def ctc_nats(scores_BLV: Tensor, lengths: Sequence[int], spelt: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """For N utterances of `lengths` frames: -log p (N,), float32, of the symbols that each is to spell, and their number (N,).
+
+    Score 0 is the blank's, score 1 + k symbol k's. Where there are fewer frames than symbols the nats are 0.
+    """
+    numbers = torch.tensor([len(one) for one in spelt])
+    nats_N = F.ctc_loss(
+        scores_BLV.float().log_softmax(-1).transpose(0, 1),
+        torch.tensor([symbol + 1 for one in spelt for symbol in one]).to(scores_BLV.device),
+        torch.tensor(lengths),
+        numbers,
+        reduction="none",
+        zero_infinity=True,
+    )
+    return nats_N, numbers
 
 
 class SpeechTask:
@@ -253,14 +273,16 @@ class SpeechTask:
 
     With a `ctc_weight` the frames after the body's layer `ctc_layer` (the first is 1) are also to spell the transcription: that
     weight times the nats per UTF-8 byte, lower case, of a head that is not saved with the encoder. Where there are fewer frames
-    than bytes it is 0.
+    than bytes it is 0. With pooling "text" they are also to spell the pieces of the transcription, as the text encoder of
+    `sonar`, which is frozen, reads them: `piece_weight` times the nats per piece.
 
     With a `decoder_weight` the decoder of `sonar`, which is frozen, is to say the transcription when it is given the vector:
     that weight times its nats, divided by the tokens that an utterance has in the mean.
 
     Raises ValueError where targets and utterances are not as many, the widths differ, the encoder or `sonar` belongs to another
-    codec, `decoder_weight` finds no `sonar`, `frozen_steps` no pooler, `ctc_layer` no layer, or an utterance is longer than
-    `micro_seconds` or the encoder's `max_seconds`; FileNotFoundError for a file that is not there, UnknownLanguageError.
+    codec, `decoder_weight` or pooling "text" find no `sonar`, `piece_weight` no pieces, `frozen_steps` no pooler, `ctc_layer`
+    no layer, or an utterance is longer than `micro_seconds` or the encoder's `max_seconds`; FileNotFoundError for a file that
+    is not there, UnknownLanguageError.
     """
 
     def __init__(
@@ -277,6 +299,7 @@ class SpeechTask:
         frozen_steps: int = 0,
         ctc_weight: float = 0.0,
         ctc_layer: int = 1,
+        piece_weight: float = 0.0,
         sonar: Sonar | None = None,
         decoder_weight: float = 0.0,
     ) -> None:
@@ -304,19 +327,30 @@ class SpeechTask:
                 f"ctc_weight must not be negative and ctc_layer one of the body's layers 1 to {len(encoder.body.layers)}; "
                 f"got {ctc_weight} and {ctc_layer}"
             )
-        if decoder_weight < 0 or (decoder_weight and (sonar is None or sonar.fingerprint() != targets.codec)):
+        if piece_weight < 0 or (piece_weight and encoder.hearing is None):
             raise ValueError(
-                f"decoder_weight must not be negative, and above 0 it needs the codec that made the targets, {targets.codec}; "
-                f"got {decoder_weight} and {sonar.fingerprint() if sonar else None}"
+                f"piece_weight must not be negative, and above 0 it needs pooling 'text'; got {piece_weight} and pooling "
+                f"{encoder.config.pooling!r}"
+            )
+        if decoder_weight < 0:
+            raise ValueError(f"decoder_weight must not be negative, got {decoder_weight}")
+        if (decoder_weight or encoder.hearing) and (sonar is None or sonar.fingerprint() != targets.codec):
+            raise ValueError(
+                f"decoder_weight and pooling 'text' need the codec that made the targets, {targets.codec}; "
+                f"got {sonar.fingerprint() if sonar else None}"
             )
         encoder.config = replace(encoder.config, codec=targets.codec)
+        self.heard = list[list[int]]()
+        if sonar is not None and encoder.hearing is not None:
+            encoder.read_with(sonar.encoder.eval().requires_grad_(False))
+            self.heard = sonar.source_ids([u.text for u in utterances], [u.language for u in utterances])
         self.decoder_weight, self.said = decoder_weight, list[list[int]]()
         if sonar is not None and decoder_weight:
             self.decoder = sonar.decoder.eval().requires_grad_(False)
             self.said = sonar.target_ids([u.text for u in utterances], [u.language for u in utterances])
             self.mean_tokens = sum(len(ids) - 2 for ids in self.said) / len(self.said)
-        self.speller = Speller(encoder, ctc_layer) if ctc_weight else None
-        self.ctc_weight, self.ctc_layer = ctc_weight, ctc_layer
+        self.speller = Speller(encoder, ctc_layer if ctc_weight else None) if ctc_weight or piece_weight else None
+        self.ctc_weight, self.ctc_layer, self.piece_weight = ctc_weight, ctc_layer, piece_weight
         self.encoder, self.utterances, self.targets = encoder, list(utterances), targets
         self.seconds_per_step, self.micro_seconds, self.seed = seconds_per_step, micro_seconds, seed
         self.augment, self.frozen_steps, self._evaluate = augment, frozen_steps, evaluate
@@ -331,7 +365,7 @@ class SpeechTask:
 
     @property
     def loss_unit(self) -> str:
-        beside = {"ctc": self.ctc_weight, "decoder": self.decoder_weight}
+        beside = {"ctc": self.ctc_weight, "pieces": self.piece_weight, "decoder": self.decoder_weight}
         return "squared_distance_per_dimension" + "".join(f"_and_{weight:g}_{name}" for name, weight in beside.items() if weight)
 
     @property
@@ -352,10 +386,14 @@ class SpeechTask:
         count = float(len(targets))
         parts = {"mse": (squared.detach(), count), "cosine_distance": (away, count)}
         total = squared
-        if self.speller is not None:
-            nats_N, bytes_N = self.speller.nats(batch.texts)
-            total = total + self.ctc_weight * (nats_N / bytes_N.to(nats_N)).sum()
-            parts["ctc"] = (nats_N.detach().sum(), float(bytes_N.sum()))
+        spelt: dict[str, tuple[float, tuple[Tensor, Tensor]]] = {}
+        if self.speller is not None and self.ctc_weight:
+            spelt["ctc"] = self.ctc_weight, self.speller.nats_of_bytes(batch.texts)
+        if self.speller is not None and self.piece_weight:
+            spelt["pieces"] = self.piece_weight, self.speller.nats_of_pieces(batch.heard)
+        for name, (weight, (nats_N, symbols_N)) in spelt.items():
+            total = total + weight * (nats_N / symbols_N.to(nats_N)).sum()
+            parts[name] = (nats_N.detach().sum(), float(symbols_N.sum()))
         if self.decoder_weight:
             nats, losses_T = self.decoder.token_losses(vectors, *pack(batch.said, vectors.device))
             total = total + self.decoder_weight / self.mean_tokens * nats
@@ -374,7 +412,7 @@ class SpeechTask:
     def shard(self, world: World) -> None:
         """FSDP2 over the layers of the body."""
         shard(world, self.encoder, (), self.encoder.body.layers, ())
-        if self.speller is not None:
+        if self.speller is not None and self.speller.head is not None:
             shard(world, self.speller.head, (), (), ())
         self._sharded = True
 
@@ -394,6 +432,7 @@ class SpeechTask:
             "augment": to_dict(self.augment),
             "frozen_steps": self.frozen_steps,
             "ctc": [self.ctc_weight, self.ctc_layer],
+            "piece_weight": self.piece_weight,
             "decoder_weight": self.decoder_weight,
             "seed": self.seed,
         }
