@@ -478,6 +478,7 @@ def evaluate_stories(
     count: int = 100,
     lang: str = "eng_Latn",
     beam_size: int = 0,
+    guidance: float | None = None,
     max_sentences: int = 32,
     novelty_against: int = 0,
     show: int = 0,
@@ -504,6 +505,7 @@ def evaluate_stories(
         count: How many stories.
         lang: The language of the stories.
         beam_size: Beams; 0 leaves each family its own, 5 to decode a vector and 1 for a token-level model.
+        guidance: Of a diffusion LCM, whose default is 3 (sonarkit/study.py families chooses it on validation stories).
         max_sentences: Stories are stopped here, the beginning included.
         novelty_against: Hold the stories against this many training stories for creativity, too (44 s for 20 000).
         show: Print this many of each model's stories.
@@ -521,7 +523,7 @@ def evaluate_stories(
     if len(models) > 1 and len(prompts.beginnings) < 2:
         raise ValueError(f"{len(models)} models are compared on two stories at least, got one; raise --count")
     from sonarkit.evaluation.story_judge import training_elements
-    from sonarkit.models.family import load_model
+    from sonarkit.models.family import guided_by, load_model
 
     training = training_elements(novelty_against) if novelty_against else None
     found = []
@@ -536,6 +538,7 @@ def evaluate_stories(
             beam_size=beam_size or None,
             max_sentences=max_sentences,
             seed=seed,
+            **guided_by(model, guidance),
         )
         found.append(evaluation)
     _tell("")
@@ -610,6 +613,7 @@ def evaluate_concepts(
     store: Path = Path("stores/storyworld-valid"),
     limit: int = 100,
     beam_size: int = 5,
+    guidance: float | None = None,
     no_decode: bool = False,
     seed: int = 0,
     device: str = "cpu",
@@ -628,6 +632,7 @@ def evaluate_concepts(
         store: An embedding store that the model's codec made (sonarkit/encode.py).
         limit: How many of its documents; 0 is all.
         beam_size: Beams when decoding predictions.
+        guidance: Of a diffusion LCM, whose default is 3 (sonarkit/study.py families chooses it on validation stories).
         no_decode: Leave out what needs the decoder.
         seed: Of the intervals, and of what a diffusion LCM draws.
         device: Where to compute: cpu, cuda.
@@ -641,14 +646,15 @@ def evaluate_concepts(
     opened, most = Store(store), limit or None
     from sonarkit.evaluation.bits_per_byte import bits_per_byte
     from sonarkit.evaluation.concept_metrics import concept_report
-    from sonarkit.models.family import load_model
+    from sonarkit.models.family import guided_by, load_model
     from sonarkit.models.token_llm import TokenLLM
 
     loaded = load_model(model, device=checked_device(device))
     if isinstance(loaded, TokenLLM):
         raise ValueError(f"{model} is a token-level model, which predicts no vectors; sonarkit evaluate stories has its numbers")
-    report = concept_report(loaded, opened, limit=most, decode=not no_decode, beam_size=beam_size, seed=seed)
-    bits = None if no_decode else bits_per_byte(loaded, opened, most, seed=seed)
+    drawn = guided_by(loaded, guidance)
+    report = concept_report(loaded, opened, limit=most, decode=not no_decode, beam_size=beam_size, seed=seed, **drawn)
+    bits = None if no_decode else bits_per_byte(loaded, opened, most, seed=seed, **drawn)
     found = {"model": model, "store": str(store)} | report.to_dict() | ({} if bits is None else {"bits_per_byte": bits.to_dict()})
     _write_json(out, found)
     if json:
@@ -671,6 +677,7 @@ def evaluate_summaries(
     summary_sentences: int = 8,
     cue: str = "",
     beam_size: int = 0,
+    guidance: float | None = None,
     seed: int = 0,
     device: str = "cpu",
     json: bool = False,
@@ -694,6 +701,7 @@ def evaluate_summaries(
         summary_sentences: A summary is stopped here.
         cue: A sentence to put between document and summary, such as "In short:".
         beam_size: Beams; 0 leaves each family its own.
+        guidance: Of a diffusion LCM, whose default is 3 (sonarkit/study.py families chooses it on validation stories).
         seed: For what models draw, and for the intervals.
         device: Where to compute: cpu, cuda.
         json: Print one JSON object with everything, the summaries included, instead of the table.
@@ -707,11 +715,11 @@ def evaluate_summaries(
     config = SummaryConfig(max_sentences, summary_sentences, cue)
     pairs, dropped = read_pairs(on, document=document, summary=summary, limit=limit or None)
     from sonarkit.evaluation.story_evaluation import own_beam
-    from sonarkit.models.family import load_model
+    from sonarkit.models.family import guided_by, load_model
 
     loaded = load_model(model, device=checked_device(device))
     lang, beam = resolve(lang, SONAR_LANGUAGES), beam_size or own_beam(loaded)
-    report = summary_report(loaded, pairs, lang, config, seed=seed, beam_size=beam)
+    report = summary_report(loaded, pairs, lang, config, seed=seed, beam_size=beam, **guided_by(loaded, guidance))
     found = {"model": model, "on": on, "beam_size": beam, "dropped": dict(dropped)} | report.to_dict()
     found["summaries"] = [{"source": pair.source, "summary": told} for pair, told in zip(pairs, report.summaries)]
     _write_json(out, found)

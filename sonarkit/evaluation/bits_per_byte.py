@@ -40,10 +40,12 @@ def bits_per_byte(
     max_sentences: int = 32,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    **options: Any,
 ) -> Interval:
     """Over the first `limit` documents of a store (None: all), cut after `max_sentences`, with the interval over documents.
 
-    `seed` is that of the diffusion's draws and of the bootstrap. Raises ValueError for a store of another codec than the
+    `seed` is that of the diffusion's draws and of the bootstrap; `options` are those of `concept_metrics.predictions`, such as
+    a diffusion LCM's `sampling`. Raises ValueError for a store of another codec than the
     model's, and for no documents.
     """
     count = len(store) if limit is None else min(limit, len(store))
@@ -61,7 +63,7 @@ def bits_per_byte(
         documents = [store.document(i, language, tokenizer.eos_id, max_sentences, most) for i in range(count)]
         for document in documents:
             document.bytes[:] = _bytes_told(model.sonar, document.targets, document.bytes)
-        rows_N2 = _document_bits(model, documents, seed)
+        rows_N2 = _document_bits(model, documents, seed, **options)
     return ratio(rows_N2, resamples=resamples, seed=seed)
 
 

@@ -28,8 +28,7 @@ from sonarkit.evaluation.nlg import meteor_mode, meteor_name, nlg_report, prompt
 from sonarkit.evaluation.sets import stories_of
 from sonarkit.evaluation.statistics import RESAMPLES, Comparison, Interval, Statistic, bootstrap, permutation_test
 from sonarkit.evaluation.stories import repeats
-from sonarkit.models.diffusion_lcm import DiffusionLCM
-from sonarkit.models.family import Model, family_name, trained_parameters
+from sonarkit.models.family import Model, family_name, seeds_for, trained_parameters
 from sonarkit.models.rollout import Story
 
 PREFIX = 2  # sentences of a prompt
@@ -125,7 +124,7 @@ def tell_stories(
     stories: list[Story] = []
     for start in range(0, len(texts), BATCH):
         part = texts[start : start + BATCH]
-        seeds: Any = range(seed + start, seed + start + len(part)) if isinstance(model, DiffusionLCM) else seed
+        seeds = seeds_for(model, seed, range(start, start + len(part)))
         told = model.generate(part, prompts.lang, beam_size=beam_size, max_sentences=max_sentences, seed=seeds, **options)
         stories += told
     return stories

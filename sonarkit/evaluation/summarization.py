@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from sonarkit.evaluation.nlg import MeteorMode, meteor, meteor_label, meteor_mode, meteor_name, rouge_l, versions
 from sonarkit.evaluation.statistics import RESAMPLES, Interval, bootstrap
+from sonarkit.models.family import seeds_for
 from sonarkit.models.rollout import Story
 from sonarkit.text.corpora import ColumnError, hugging_face_rows, read_jsonl
 from sonarkit.text.sentences import split_sentences
@@ -167,12 +168,18 @@ class SummaryReport:
 
 
 def summarize(
-    model: Generator, documents: Sequence[str], lang: str = "eng_Latn", config: SummaryConfig = SummaryConfig(), **options: Any
+    model: Generator,
+    documents: Sequence[str],
+    lang: str = "eng_Latn",
+    config: SummaryConfig = SummaryConfig(),
+    *,
+    seed: int = 0,
+    **options: Any,
 ) -> tuple[list[Story], int, int]:
     """A `Story` for each document, whose `continuation` is the summary; how many documents were cut, and of how many sentences.
 
-    `options` go to `generate`. Documents of as many sentences make a batch, so that each has the same room. Raises ValueError
-    for a document without a sentence.
+    `seed` and `options` go to `generate`, to a diffusion LCM another seed for each document. Documents of as many sentences make
+    a batch, so that each has the same room. Raises ValueError for a document without a sentence.
     """
     split = [split_sentences(document, lang) for document in documents]
     if empty := [i for i, sentences in enumerate(split) if not sentences]:
@@ -189,7 +196,8 @@ def summarize(
     for length, of_length in sorted(by_length.items()):
         rest = iter(of_length)
         while chosen := list(islice(rest, config.batch)):
-            told = model.generate([prompts[i] for i in chosen], lang, max_sentences=length + config.summary_sentences, **options)
+            room, seeds = length + config.summary_sentences, seeds_for(model, seed, chosen)
+            told = model.generate([prompts[i] for i in chosen], lang, max_sentences=room, seed=seeds, **options)
             stories |= zip(chosen, told)
     return [stories[i] for i in range(len(split))], len(cut), sum(cut)
 
@@ -207,14 +215,15 @@ def summary_report(
 ) -> SummaryReport:
     """Summarize every document and compare with its summary: ROUGE-L (F1, stemmed) and METEOR of `nlg`. Empty summaries have 0.
 
-    `options` go to `generate` (beam_size, ...). Raises ValueError for no pairs and empty documents or summaries.
+    `seed` is that of what a model draws and of the intervals; `options` go to `generate` (beam_size, ...). Raises ValueError for
+    no pairs and empty documents or summaries.
     """
     if not pairs:
         raise ValueError("expected at least one pair of document and summary, got none")
     if empty := [pair.source for pair in pairs if not pair.summary.split()]:
         raise ValueError(f"{empty[0]} has an empty summary; leave it out")
     mode = mode or meteor_mode()
-    stories, cut, sentences_cut = summarize(model, [pair.document for pair in pairs], lang, config, **options)
+    stories, cut, sentences_cut = summarize(model, [pair.document for pair in pairs], lang, config, seed=seed, **options)
     told = [" ".join(story.continuation) for story in stories]
     true = [" ".join(pair.summary.split()) for pair in pairs]
     leads = [" ".join(split_sentences(pair.document, lang)[: max(1, len(split_sentences(pair.summary, lang)))]) for pair in pairs]

@@ -468,7 +468,8 @@ class DiffusionLCM(ConceptModule):
             raise ValueError(f"one seed for all stories or one for each: got {len(seeds)} for {rows} stories")
         trailing_timesteps(self.config.noise.timesteps, sampling.steps)
         shape = self.config.backbone
-        cache = self.pre_net.weight.new_zeros(self.config.denoiser_layers, 2, rows, 1 + positions, shape.heads, shape.head_dim)
+        size = (self.config.denoiser_layers, 2, rows, 1 + positions, shape.heads, shape.head_dim)
+        cache = torch.zeros(size, dtype=self.pre_net.weight.dtype, device=self.device)
         return DiffusionContext(self.backbone.empty_context(rows, positions), cache, seeds, sampling)
 
     @torch.no_grad()

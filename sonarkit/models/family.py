@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
 
-from sonarkit.models.diffusion_lcm import DiffusionLCM
+from sonarkit.models.diffusion_lcm import DiffusionLCM, SamplingConfig
 from sonarkit.models.mse_lcm import MseLCM
 from sonarkit.models.sonar_llm import SonarLLM
 from sonarkit.models.token_llm import TokenLLM
@@ -55,6 +57,19 @@ def family_of(folder: Path) -> str:
 def family_name(model: Model) -> str:
     """The key of `MODELS` that a model is of."""
     return next(name for name, kind in MODELS.items() if isinstance(model, kind))
+
+
+def seeds_for(model: object, seed: int, which: Iterable[int]) -> Any:
+    """What `generate` takes as `seed` for these texts of a set: a diffusion LCM draws for each from a seed of its own, so that
+    none depends on its batch."""
+    return [seed + i for i in which] if isinstance(model, DiffusionLCM) else seed
+
+
+def guided_by(model: Model, guidance: float | None) -> dict[str, Any]:
+    """Options with which a diffusion LCM draws with that guidance, None its default; nothing for the other families."""
+    if guidance is None or not isinstance(model, DiffusionLCM):
+        return {}
+    return {"sampling": SamplingConfig(guidance=guidance)}
 
 
 def trained_parameters(model: Model) -> tuple[int, int]:

@@ -1,9 +1,10 @@
 """One loop trains every family: batch, loss, backward, sum over ranks, clip, step, log, evaluate, save.
 
 Losses are sums; they and their counts are added over micro-batches and ranks and divided once, so one rank
-and many, and any cutting into micro-batches, take the same step (dropout aside, which draws per rank). Several ranks
-hold the model whole (DDP) or in parts (FSDP2), with the same numbers. A run resumes from its newest checkpoint by itself,
-on any number of ranks; on the same machine, ranks and threads to the last bit on a CPU (on a GPU not every kernel is repeatable).
+and many, and any cutting into micro-batches, take the same step (dropout and a diffusion's noise aside, which each
+rank draws). Several ranks hold the model whole (DDP) or in parts (FSDP2), with the same numbers. A run resumes from its newest
+checkpoint by itself, on any number of ranks; on the same machine, ranks and threads to the last bit on a CPU (on a GPU not
+every kernel is repeatable).
 """
 
 from __future__ import annotations
