@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, tee
 from pathlib import Path
@@ -261,10 +261,9 @@ def encode(
 def _heard(sonar: Sonar, audio: Path, speech: str, lang: str, beam_size: int) -> list[str]:
     """The sentences of a recording, as the codec understands them in `lang`."""
     from sonarkit.codec.pipeline import load_speech
-    from sonarkit.codec.speech import encode_recording
 
     sonar.add_speech(load_speech(sonar.name, speech, sonar.device))
-    return sonar.decode(encode_recording(sonar.speech, audio).vectors, lang, beam_size=beam_size)
+    return sonar.decode(sonar.encode_recording(audio).vectors, lang, beam_size=beam_size)
 
 
 def decode(
@@ -740,6 +739,7 @@ def evaluate_speech(
     into: tuple[str, ...] = (),
     beam_size: int = 5,
     synthetic: Path = Path("stores/speech"),
+    skip_missing: bool = False,
     device: str = "cpu",
     out: Path | None = None,
 ) -> None:
@@ -761,6 +761,7 @@ def evaluate_speech(
         into: Only these languages beside the spoken ones; else all that there are translations in.
         beam_size: Beams when decoding; 1 is greedy.
         synthetic: Where synthetic speech is kept, and made if it is not there.
+        skip_missing: Leave out utterances whose sound files are not there, and tell how many.
         device: Where to compute: cpu, cuda.
         out: Also write all numbers there as JSON.
     """
@@ -770,7 +771,10 @@ def evaluate_speech(
     from sonarkit.evaluation.speech import evaluate_speech, speech_set, table_of, translations_of
 
     terminal = sys.stderr.isatty()
-    opened = speech_set(on, "test", synthetic, progress=terminal)  # no model is loaded for want of a sound
+    dropped = Counter[str]()  # no model is loaded for want of a sound
+    opened = speech_set(on, "test", synthetic, progress=terminal, skip_missing=skip_missing, dropped=dropped)
+    if dropped:
+        warnings.warn(f"{on}: utterances left out: {', '.join(f'{n} {why}' for why, n in dropped.items())}", stacklevel=1)
     rows = opened.translations
     if translations:
         wanted = [*{u.language for u in opened.utterances}, *into] if into else []
@@ -790,7 +794,7 @@ def evaluate_speech(
     many = f"{report['utterances']} utterances of {on}"
     print(f"{model} ({report['fingerprint']}) with {speech} on {many}, beam {beam_size}, {report['seconds']:.0f} s")
     print(table_of(report))
-    _write_json(out, {"on": on, **report})
+    _write_json(out, {"on": on, "dropped": dict(dropped), **report})
 
 
 EVALUATIONS: dict[str, Callable[..., None]] = {

@@ -630,7 +630,9 @@ def poolings(study: Poolings) -> str:
     jobs, rows = [], dict[str, list[list[float]]]()
     for seed in study.seeds:
         for pooling in ("mean", "max", "attention"):
-            this = replace(run, pooling=pooling, train=replace(train, out=study.out / f"{pooling}-{seed}", seed=seed))
+            this = replace(
+                run, pooling=pooling, piece_weight=0.0, train=replace(train, out=study.out / f"{pooling}-{seed}", seed=seed)
+            )
             jobs.append(Job(f"{pooling}, seed {seed}", this, judge_speech, {"test": study.test}))
     for name, found in spread(jobs, study.jobs).items():
         rows.setdefault(name.partition(",")[0], []).append(found)

@@ -543,10 +543,14 @@ def train_speech(run: SpeechRun, world: World) -> Evaluation:
 
 def _speech_sets(specs: Sequence[str], split: Split, run: SpeechRun, world: World) -> list[SpeechSet]:
     """The sets named, opened; synthetic speech is made by rank 0 where it is not there yet."""
-    progress = sys.stderr.isatty()
-    opened = [speech_set(spec, split, run.synthetic, progress=progress) for spec in specs] if world.rank == 0 else []
+    progress, opened = sys.stderr.isatty(), list[SpeechSet]()
+    for spec in specs if world.rank == 0 else ():
+        dropped = Counter[str]()
+        opened.append(speech_set(spec, split, run.synthetic, progress=progress, skip_missing=run.skip_missing, dropped=dropped))
+        if dropped:
+            print(f"{spec}: utterances left out: {', '.join(f'{count} {why}' for why, count in dropped.items())}", flush=True)
     barrier(world)
-    return opened or [speech_set(spec, split, run.synthetic) for spec in specs]
+    return opened or [speech_set(spec, split, run.synthetic, skip_missing=run.skip_missing) for spec in specs]
 
 
 def targets_of(opened: SpeechSet, sonar: Sonar, world: World) -> Targets:

@@ -389,6 +389,10 @@ class Sonar(nn.Module):
         """Utterances, as paths or arrays at `rate`, -> (n, D) float32 vectors; see `codec.speech.encode_speech`."""
         return spoken.encode_speech(self.speech, audio, rate=rate, batch_seconds=batch_seconds, progress=progress)
 
+    def encode_recording(self, audio: Audio, *, rate: int = RATE, progress: bool = False, **cutting: float) -> spoken.Recording:
+        """A recording of any length, cut at its silences, -> times and vectors; see `codec.speech.encode_recording`."""
+        return spoken.encode_recording(self.speech, audio, rate=rate, progress=progress, **cutting)
+
     def encode_stream(
         self,
         texts: Iterable[str] | Path,

@@ -104,12 +104,6 @@ class SpeechConfig:
             raise ValueError(f"max_seconds must be at least 1, got {self.max_seconds}")
 
 
-def speech_mini(codec: str = "") -> SpeechConfig:
-    """The size of `mini`: 4.9M parameters (9.7 MB in float16) into vectors of 256."""
-    body = BodyConfig(192, 5, 4, 576, kernel=15, subsampling="convolution")
-    return SpeechConfig(256, body, "attention", PoolerConfig(256, 1, 4, 512, dropout=0.0), max_seconds=30.0, codec=codec)
-
-
 # ---------------------------------------------------------------------- 1. front end
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -64,10 +65,19 @@ class SpeechSet:
     translations: list[dict[str, str]]
 
 
-def speech_set(spec: str, split: Split = "train", synthetic: Path = SYNTHETIC, *, progress: bool = False) -> SpeechSet:
+def speech_set(
+    spec: str,
+    split: Split = "train",
+    synthetic: Path = SYNTHETIC,
+    *,
+    progress: bool = False,
+    skip_missing: bool = False,
+    dropped: Counter[str] | None = None,
+) -> SpeechSet:
     """Open what `spec` names (see the module); `split` is taken where it names none ("valid" is dev of published sets).
 
-    Synthetic speech is made below the folder `synthetic` where it is not there yet. Raises FileNotFoundError and ValueError as
+    Synthetic speech is made below the folder `synthetic` where it is not there yet. With `skip_missing` utterances whose files
+    are not there are left out; `dropped` counts what is left out, by reason. Raises FileNotFoundError and ValueError as
     `open_speech` and `synthesize` do, and ValueError for a specification that means nothing.
     """
     place, part = (spec, "") if "@" not in spec or Path(spec).exists() else tuple(spec.rsplit("@", 1))
@@ -77,9 +87,11 @@ def speech_set(spec: str, split: Split = "train", synthetic: Path = SYNTHETIC, *
     if path.is_file():
         if part:
             raise ValueError(f"{spec}: a manifest has no splits; leave @{part} out")
-        return SpeechSet(_name(f"{path.resolve().parent.name}_{path.stem}"), path, open_speech(path), [])
+        found = open_speech(path, skip_missing=skip_missing, dropped=dropped)
+        return SpeechSet(_name(f"{path.resolve().parent.name}_{path.stem}"), path, found, [])
     part = part or {"valid": "dev"}.get(split, split)
-    return SpeechSet(_name(f"{path.resolve().name}_{part}"), path / f"{part}.tsv", open_speech(path, part), [])
+    found = open_speech(path, part, skip_missing=skip_missing, dropped=dropped)
+    return SpeechSet(_name(f"{path.resolve().name}_{part}"), path / f"{part}.tsv", found, [])
 
 
 def _synthetic(spec: str, count: str, part: str, folder: Path, progress: bool) -> SpeechSet:

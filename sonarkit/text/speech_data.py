@@ -98,7 +98,7 @@ def open_speech(
         more = f"; and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise FileNotFoundError(
             f"{first}{more}. Of {len(missing) + len(spoken)} utterances {len(missing)} are missing; copy them there, "
-            "or skip them with skip_missing=True"
+            "or skip them with skip_missing (--skip-missing)"
         )
     if not spoken:
         raise ValueError(f"{path} lists no utterance that can be used ({dict(counts) or 'it is empty'})")

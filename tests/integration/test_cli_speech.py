@@ -140,6 +140,19 @@ def test_a_speech_encoder_is_measured(sonarkit: Command, codec: Path, speech: Pa
     assert "2 utterances of" in found.stdout and "transcription" in found.stdout
 
 
+def test_missing_sounds_are_left_out_only_when_told(
+    sonarkit: Command, codec: Path, speech: Path, sounds: Path, tmp_path: Path
+) -> None:
+    listed = (sounds / "speech.tsv").read_text().replace("b.flac", "gone.flac")
+    (sounds / "holes.tsv").write_text(listed)
+    options = ("--on", sounds / "holes.tsv", "--speech", speech, "--beam-size", 1, "--out", tmp_path / "report.json")
+    assert_refused(sonarkit("evaluate", "speech", codec, *options), "no sound file at", "gone.flac", "--skip-missing")
+    found = sonarkit("evaluate", "speech", codec, *options, "--skip-missing")
+    assert found.returncode == 0 and "utterances left out: 1 missing" in found.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["utterances"] == 1 and report["dropped"] == {"missing": 1}
+
+
 def test_what_cannot_be_measured_is_refused(sonarkit: Command, codec: Path, speech: Path, sounds: Path, tmp_path: Path) -> None:
     for on, told in ((tmp_path / "none.tsv", "no speech at"), ("synthetic:0", "expected synthetic:COUNT")):
         assert_refused(sonarkit("evaluate", "speech", codec, "--on", on, "--speech", speech), told)

@@ -1,4 +1,4 @@
-"""The token-level LLM, both LCMs and the speech encoder on two ranks, whole on each (DDP) and in parts (FSDP2): one process' steps.
+"""Token-level LLM, LCMs and speech encoder on two ranks, whole on each (DDP) and in parts (FSDP2): one process' steps.
 
 As a script under torchrun (`test_task_ranks.py STORE SPEECH CODEC OUT`) this file is one of the ranks.
 """

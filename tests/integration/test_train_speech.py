@@ -14,10 +14,11 @@ import torch
 from processes import run, torchrun
 
 from sonarkit import train
-from sonarkit.codec.config import PoolerConfig
+from sonarkit.codec.config import CodecConfig, PoolerConfig
 from sonarkit.codec.pipeline import Sonar
-from sonarkit.codec.speech import BodyConfig, SpeechConfig, SpeechEncoder, encode_speech, speech_mini
+from sonarkit.codec.speech import BodyConfig, SpeechConfig, SpeechEncoder, encode_speech
 from sonarkit.core.distributed import World
+from sonarkit.core.paths import asset
 from sonarkit.recipes import SpeechRun, recipe
 from sonarkit.text.speech_data import Utterance, open_speech, write_manifest
 from sonarkit.training.metrics import loss_key, read_metrics
@@ -49,7 +50,8 @@ def command(codec: Path, manifest: Path, out: Path, *more: Any, **options: Any) 
         "data": manifest, "valid": manifest.with_name("dev.tsv"), "codec": codec, "out": out, "steps": 6, "log_every": 1,
         "seconds_per_step": 2.0, "micro_seconds": 1.2, "width": 16, "layers": 1, "heads": 2, "ffn": 24, "kernel": 3,
         "dropout": 0.0, "pooler_dropout": 0.0, "pooler_heads": 2, "pooler_ffn": 32, "lr": 1e-2, "warmup_steps": 0,
-        "ctc_weight": 0.0, "ctc_layer": 1, "precision": "float32", "threads": 1, **options,
+        "ctc_weight": 0.0, "ctc_layer": 1, "piece_weight": 0.0, "pooling": "attention",
+        "precision": "float32", "threads": 1, **options,
     }  # fmt: skip
     words = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)]
     return ["speech", "--size", "mini", *map(str, [*words, "--no-tensorboard", *more])]
@@ -64,15 +66,17 @@ def losses(out: Path) -> list[tuple[int, float]]:
 
 
 def test_the_mini_recipe_is_the_shipped_shape() -> None:
-    run = recipe("speech", "mini")
-    assert isinstance(run, SpeechRun) and run.speech_config(256) == speech_mini()
+    run, sonar = recipe("speech", "mini"), Sonar.from_pretrained("mini", speech="mini")
+    assert isinstance(run, SpeechRun)
+    assert replace(run.speech_config(sonar.config), codec=sonar.fingerprint()) == sonar.speech.config
+    assert sum(file.stat().st_size for file in asset("mini/speech").iterdir()) < 12e6
 
 
 def test_the_published_recipe_is_w2v_bert_under_three_layers_of_attention() -> None:
     pytest.importorskip("transformers", reason='transformers is not installed (pip install -e ".[speech]")')
     run = recipe("speech", "600M")
     assert isinstance(run, SpeechRun) and run.codec == "sonar"
-    config = run.speech_config(1024)
+    config = run.speech_config(CodecConfig(("eng_Latn",)))
     assert config.pooler == PoolerConfig(1024, 3, 16, 4096, dropout=0.1, norm="post")
     assert config.body == BodyConfig(1024, 24, 16, kind="w2v-bert", ffn=4096)
     with torch.device("meta"):
@@ -84,8 +88,8 @@ def test_options_reach_the_run() -> None:
     arguments = ["speech", "--data", "a.tsv", "b.tsv", "--pooling", "max", "--width", "256", "--speeds", "1.0", "--mels", "0"]
     run = train.parse([*arguments, "--frozen-steps", "3"])
     assert isinstance(run, SpeechRun) and run.data == ("a.tsv", "b.tsv") and run.frozen_steps == 3
-    assert run.augment == AugmentConfig((1.0,), time_masks=1, time_frames=25, mel_masks=1, mels=0)
-    assert run.speech_config(256).pooling == "max"
+    assert run.augment == AugmentConfig((1.0,), time_masks=0, mel_masks=1, mels=0)
+    assert run.speech_config(Sonar.from_pretrained("mini").config).pooling == "max"
     with pytest.raises(ValueError, match="needs a body of the kind w2v-bert, got conformer"):
         replace(run, init="w2v-bert:facebook/w2v-bert-2.0")
     with pytest.raises(ValueError, match="one to be judged on"):
@@ -124,6 +128,13 @@ def test_two_ranks_take_the_steps_of_one(codec: Path, manifest: Path, tmp_path: 
     assert found.returncode == 0, found.stderr[-3000:]
     for (step, alone), (other, together) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert step == other and together == pytest.approx(alone, rel=1e-3)
+
+
+def test_the_text_encoder_reads_what_is_heard(codec: Path, manifest: Path, tmp_path: Path) -> None:
+    train.main(command(codec, manifest, tmp_path / "run", pooling="text", piece_weight=0.5, steps=12))
+    assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1]
+    encoder = Sonar.from_pretrained(codec, speech=tmp_path / "run" / "final").speech
+    assert encoder.config.pooling == "text" and encoder.pooler is None
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])

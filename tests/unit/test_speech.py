@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from sonarkit.codec.config import PoolerConfig
+from sonarkit.codec.config import EncoderConfig, PoolerConfig
+from sonarkit.codec.encoder import Encoder
+from sonarkit.codec.pipeline import Sonar
 from sonarkit.codec.speech import (
     BodyConfig,
+    PiecesConfig,
     RelativeAttention,
     SilenceWarning,
     SpeechConfig,
@@ -24,9 +27,10 @@ from sonarkit.codec.speech import (
     encode_recording,
     encode_speech,
     filter_bank,
+    pieces_heard,
     relative_positions,
-    speech_mini,
 )
+from sonarkit.core.packing import pack
 
 BODY = BodyConfig(32, 2, 4, 48, dropout=0.1, kernel=5)
 POOLER = PoolerConfig(40, 2, 4, 48)
@@ -36,6 +40,7 @@ CONFIGS = {
     "max": SpeechConfig(32, replace(BODY, convolution_norm="none"), "max", None),
     "convolution": SpeechConfig(40, replace(BODY, subsampling="convolution"), "attention", POOLER),
     "w2v-bert": SpeechConfig(40, BodyConfig(32, 2, 4, 48, kind="w2v-bert"), "attention", POOLER),
+    "text": SpeechConfig(24, BODY, "text", None, pieces=PiecesConfig(50, 24)),
 }
 
 
@@ -56,7 +61,15 @@ def encoder_of(name: str) -> SpeechEncoder:
     with torch.no_grad():
         for parameter in encoder.parameters():  # biases and scales, too
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return encoder.eval()
+    return with_reader(encoder).eval()
+
+
+def with_reader(encoder: SpeechEncoder) -> SpeechEncoder:
+    """With a text encoder of random weights, always the same, where it needs one."""
+    if encoder.config.pieces:
+        torch.manual_seed(1)
+        encoder.read_with(Encoder(EncoderConfig(24, 1, 2, 32, dropout=0.0), 50, 9).requires_grad_(False))
+    return encoder
 
 
 # ---------------------------------------------------------------------- front end
@@ -127,18 +140,49 @@ def test_pooling_is_the_mean_and_maximum_of_the_frames() -> None:
             torch.testing.assert_close(encoder(features)[0], reduce(frames[name]))
 
 
-def test_mini_is_small() -> None:
-    encoder = SpeechEncoder(speech_mini())
-    count = sum(p.numel() for p in encoder.parameters())
-    assert 2 * count < 12e6 and encoder.config.width == 256
-    assert encoder.eval()([filter_bank(torch.from_numpy(voice(0.5)))]).shape == (1, 256)
+def test_what_is_heard_is_the_mean_of_the_frames_of_a_place() -> None:
+    """Frames 1 and 2 are one place of piece 3, a blank parts it from frame 4; frame 5 is piece 0."""
+    best = [0, 4, 4, 0, 4, 1, 0]
+    scores = torch.randn(7, 6, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    scores[range(7), best] = 9.0
+    rows = [scores[1:3, 1:].mean(0), scores[4, 1:], scores[5, 1:]]
+    expected = torch.stack(rows).softmax(1)
+    torch.testing.assert_close(pieces_heard(scores, 9), expected)
+    assert expected.argmax(1).tolist() == [3, 3, 0]
+    torch.testing.assert_close(pieces_heard(scores, 2), expected[:2])
+    scores[:, 0] = 10.0
+    torch.testing.assert_close(pieces_heard(scores, 9), scores[:1, 1:].softmax(1))
+
+
+def test_pieces_that_are_heard_clearly_are_read_as_text() -> None:
+    encoder = encoder_of("text")
+    ids, scores = [7, 3, 3, 49], torch.full((1, 9, 51), -40.0)
+    for frame, best in enumerate([8, 8, 0, 4, 0, 4, 50, 50, 0]):  # 1 + the piece, 0 is the blank
+        scores[0, frame, best] = 40.0
+    torch.testing.assert_close(encoder._read(scores, [9]), encoder.reader(*pack([ids])))
+
+
+def test_the_text_encoder_is_the_codecs(sonar: Sonar) -> None:
+    """It is not among what is saved, and another does not fit."""
+    encoder = encoder_of("text")
+    assert not any("embedding" in key or "layers.0.attention_norm" in key for key in encoder.state_dict())
+    with pytest.raises(ValueError, match="reads with its codec's text encoder: give it to the codec first"):
+        encode_speech(SpeechEncoder(CONFIGS["text"]).eval(), [voice(0.5)])
+    with pytest.raises(ValueError, match=r"hears PiecesConfig\(vocab_size=50, width=24\), the text encoder reads PiecesConfig"):
+        encoder.read_with(sonar.encoder)
+    with pytest.raises(ValueError, match="pooling 'text' needs pieces"):
+        SpeechConfig(24, BODY, "text", None)
+    pieces = PiecesConfig(sonar.config.vocab_size, sonar.config.encoder.width)
+    fitting = SpeechEncoder(SpeechConfig(32, BODY, "text", None, pieces=pieces)).eval()
+    sonar.add_speech(fitting)
+    assert fitting.reader is sonar.encoder and sonar.encode_speech([voice(0.5)]).shape == (1, 32)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     encoder = encoder_of(name)
     encoder.save_pretrained(tmp_path, torch.float32)
-    loaded = SpeechEncoder.from_pretrained(tmp_path)
+    loaded = with_reader(SpeechEncoder.from_pretrained(tmp_path))
     assert loaded.config == encoder.config and not loaded.training
     sound = [voice(0.5), voice(0.7)]
     torch.testing.assert_close(encode_speech(loaded, sound), encode_speech(encoder, sound), atol=0, rtol=0)

@@ -13,7 +13,7 @@ import torch
 
 from sonarkit.codec.config import PoolerConfig
 from sonarkit.codec.pipeline import Sonar
-from sonarkit.codec.speech import BodyConfig, SpeechConfig, SpeechEncoder
+from sonarkit.codec.speech import BodyConfig, PiecesConfig, SpeechConfig, SpeechEncoder
 from sonarkit.core.distributed import World
 from sonarkit.core.packing import pack
 from sonarkit.text.speech_data import Utterance, open_speech, write_manifest
@@ -186,6 +186,53 @@ def test_frames_are_to_spell_what_is_said_too(tmp_path: Path) -> None:
         torch.testing.assert_close(value, learns.encoder.state_dict()[key], atol=1e-3, rtol=1e-3)
 
 
+def test_pieces_are_to_be_heard_as_the_text_encoder_reads_them(sonar: Sonar, tmp_path: Path) -> None:
+    utterances = speech(tmp_path)
+    targets = teacher_vectors(tmp_path / "v", utterances, sonar, dtype=torch.float32)
+    pieces = PiecesConfig(sonar.config.vocab_size, sonar.config.encoder.width)
+    config = SpeechConfig(32, CONFIG.body, "text", None, pieces=pieces)
+    before = {key: value.clone() for key, value in sonar.encoder.state_dict().items()}
+
+    def learner(encoder: SpeechEncoder, **options: Any) -> SpeechTask:
+        return SpeechTask(
+            encoder, utterances, targets, **{"sonar": sonar, "piece_weight": 0.5, "augment": NONE, **OPTIONS, **options}
+        )
+
+    torch.manual_seed(0)
+    learns = learner(SpeechEncoder(config))
+    assert learns.loss_unit == "squared_distance_per_dimension_and_0.5_pieces"
+    batch = next(batch for batch in next(learns.batches(0, 1)))
+    assert batch.heard == sonar.source_ids(batch.texts, "eng_Latn")
+    loss = learns.loss(batch)
+    vectors = learns.encoder(batch.features)
+    expected, nats = (vectors - batch.targets).square().mean(1).sum(), 0.0
+    frames, lengths = learns.encoder.body(
+        torch.nn.utils.rnn.pad_sequence(batch.features, batch_first=True), [len(f) for f in batch.features]
+    )
+    scores = learns.encoder.hearing(frames, sonar.encoder.embedding.weight)
+    for one, length, heard in zip(scores, lengths, batch.heard):
+        spelt = torch.tensor(heard) + 1
+        sizes = torch.tensor([length]), torch.tensor([len(heard)])
+        this = torch.nn.functional.ctc_loss(
+            one[:length].log_softmax(-1)[:, None], spelt, *sizes, reduction="sum", zero_infinity=True
+        )
+        expected, nats = expected + 0.5 * this / len(heard), nats + this.item()
+    torch.testing.assert_close(loss.total, expected)
+    assert loss.parts["pieces"] == (pytest.approx(nats, rel=1e-4), sum(map(len, batch.heard)))
+
+    learns = learner(SpeechEncoder(config), piece_weight=5.0, ctc_weight=0.1)
+    train(learns, settings(tmp_path / "run", 40), ALONE)
+    told = [row["loss_pieces"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss_pieces" in row]
+    assert np.mean(told[-5:]) < 0.7 * np.mean(told[:5])
+    assert all(torch.equal(value, before[key]) for key, value in sonar.encoder.state_dict().items())
+    sonar.add_speech(SpeechEncoder.from_pretrained(tmp_path / "run" / "final"))
+    assert sonar.encode_speech([utterances[0].path]).shape == (1, 32)
+    with pytest.raises(ValueError, match="above 0 it needs pooling 'text'; got 0.5 and pooling 'attention'"):
+        learner(SpeechEncoder(CONFIG))
+    with pytest.raises(ValueError, match="pooling 'text' need the codec that made the targets, .*; got None"):
+        learner(SpeechEncoder(config), sonar=None)
+
+
 def test_the_decoder_is_to_say_what_is_said(sonar: Sonar, tmp_path: Path) -> None:
     """In nats an utterance has in the mean, whichever it is cut with, and the decoder stays what it is."""
     utterances = speech(tmp_path)
@@ -217,11 +264,11 @@ def test_the_decoder_is_to_say_what_is_said(sonar: Sonar, tmp_path: Path) -> Non
     assert np.mean(told[-10:]) < np.mean(told[:10]) - 0.3  # a random decoder can hardly be made to say anything
     for key, value in sonar.decoder.state_dict().items():
         assert torch.equal(value, before[key]), key
-    with pytest.raises(ValueError, match="needs the codec that made the targets, .*; got 0.5 and None"):
+    with pytest.raises(ValueError, match="need the codec that made the targets, .*; got None"):
         learner(sonar=None)
     with pytest.raises(ValueError, match="must not be negative"):
         learner(decoder_weight=-1)
-    with pytest.raises(ValueError, match="needs the codec that made the targets, another"):
+    with pytest.raises(ValueError, match="need the codec that made the targets, another"):
         SpeechTask(SpeechEncoder(CONFIG), utterances, replace(targets, codec="another"), sonar=sonar, decoder_weight=1, **OPTIONS)
 
 
