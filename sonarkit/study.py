@@ -36,6 +36,7 @@ from multiprocessing.synchronize import Event  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
+import plotly.graph_objects as go  # noqa: E402
 import torch  # noqa: E402
 import tyro  # noqa: E402
 
@@ -58,6 +59,8 @@ from sonarkit.evaluation.scaling import ScalingFit, fit_scaling  # noqa: E402
 from sonarkit.evaluation.sets import rows_of, spoken  # noqa: E402
 from sonarkit.evaluation.speech import evaluate_speech, speech_set  # noqa: E402
 from sonarkit.evaluation.story_evaluation import StoryEvaluation, evaluate_stories  # noqa: E402
+from sonarkit.evaluation.story_judge import SCORES  # noqa: E402
+from sonarkit.explore.figures import interval_figure, scaling_figure  # noqa: E402
 from sonarkit.models.backbone import BackboneConfig  # noqa: E402
 from sonarkit.models.diffusion_lcm import SamplingConfig  # noqa: E402
 from sonarkit.models.family import guided_by, load_model, trained_parameters  # noqa: E402
@@ -128,6 +131,8 @@ def done(job: Job) -> tuple[str, Any]:
     """The job's name and what it finds, which is kept in the run's folder; ValueError where that holds another study's."""
     torch.set_num_threads(job.run.train.threads or 1)
     settings = {"run": to_dict(job.run), **job.options}
+    if not isinstance(job.run, recipes.CodecRun):
+        settings["codec"] = Sonar.from_pretrained(job.run.codec).fingerprint()
     found = once(job.run.train.out / "report.json", settings, lambda: job.find(job, trained(job.run), **job.options))
     return job.name, found
 
@@ -154,10 +159,12 @@ def once(file: Path, settings: dict[str, Any], find: Callable[[], Any]) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _keep(out: Path, text: str, rows: dict[str, Any]) -> str:
-    """The study's tables and numbers in its folder."""
+def _keep(out: Path, text: str, rows: dict[str, Any], figure: go.Figure | None = None) -> str:
+    """The study's tables, numbers and figure, which any browser opens, in its folder."""
     write_atomically(out / "table.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
     _write_json(out / "rows.json", rows)
+    if figure is not None:
+        write_atomically(out / "figure.html", lambda path: figure.write_html(path, include_plotlyjs=True))
     return text
 
 
@@ -413,7 +420,9 @@ def families(study: Families) -> str:
     pools = [story_evaluation.pooled(of_family) for of_family in found.values()]
     notes = [*story_evaluation.notes(pools), f"{study.steps} steps of {study.documents_per_step} of {study.stories} stories"]
     if "diffusion-lcm" in study.families:
-        notes.append(f"guidance of the diffusion LCM: the best of {study.guidances} on {study.tuned_on} validation stories")
+        chosen = ", ".join(f"{one.settings['options']['sampling']['guidance']:g}" for one in found["diffusion-lcm"])
+        tried = ", ".join(f"{guidance:g}" for guidance in study.guidances)
+        notes.append(f"guidance of the diffusion LCM: {chosen}, the best of {tried} on {study.tuned_on} validation stories")
     if len(study.seeds) > 1:
         notes.append(f"means of {len(study.seeds)} seeds; intervals are over stories, not over seeds (rows.json has each seed's)")
     parts = [story_evaluation.table(pools), story_evaluation.comparison_table(pools), "\n".join(f"- {note}" for note in notes)]
@@ -426,7 +435,8 @@ def families(study: Families) -> str:
         },
         "report": story_evaluation.report_of(pools),
     }
-    return _keep(study.out, "\n\n".join(filter(None, parts)), rows)
+    figure = interval_figure({one.model: {name: one.scores[name] for name in SCORES} for one in pools})
+    return _keep(study.out, "\n\n".join(filter(None, parts)), rows, figure)
 
 
 def judge_stories(
@@ -518,7 +528,8 @@ def scaling(study: Scaling) -> str:
     text += (
         "\n\nParameters are those trained, a token embedding aside. Losses of different units do not compare, bits per byte do."
     )
-    return _keep(study.out, text, {"study": to_dict(study), "points": points, "fits": kept})
+    figure = scaling_figure(fits["bits_per_byte"], 10 * max(point["parameters"] for point in points))
+    return _keep(study.out, text, {"study": to_dict(study), "points": points, "fits": kept}, figure)
 
 
 def measure(job: Job, folder: Path, limit: int) -> dict[str, Any]:

@@ -279,8 +279,8 @@ def parse_scores(answer: str) -> dict[str, float]:
             read = parse_json(block)
         except ValueError:
             continue
-        if isinstance(read, dict):
-            found = {str(name).strip().lower(): value for name, value in read.items()}
+        named = {str(name).strip().lower(): value for name, value in read.items()} if isinstance(read, dict) else {}
+        found = named if named.keys() & set(CRITERIA) else found  # the last that grades
     if not found:
         pattern = rf"\b({'|'.join(CRITERIA)})\b[\"'*_ ]*[:=][\"'*_ ]*(-?\d+(?:\.\d+)?)"
         found = {name.lower(): float(number) for name, number in re.findall(pattern, answer, re.IGNORECASE)}

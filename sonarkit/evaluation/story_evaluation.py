@@ -229,7 +229,10 @@ def pooled(seeds: Sequence[StoryEvaluation]) -> StoryEvaluation:
         for name, score in first.scores.items()
         if all(name in one.scores for one in seeds)
     }
-    return StoryEvaluation(first.model, first.family, scores, rows, first.labels, first.counts, first.settings, first.stories)
+    given = [one.settings.get("options", {}) for one in seeds]
+    shared = {key: value for key, value in given[0].items() if all(options.get(key) == value for options in given)}
+    settings = {**first.settings, "options": shared}
+    return StoryEvaluation(first.model, first.family, scores, rows, first.labels, first.counts, settings, first.stories)
 
 
 def comparisons(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 END_OF_SEQUENCE = "End of sequence."
 END_LANGUAGE = "eng_Latn"  # the language of that sentence
+SENTENCE_TOKENS = 256  # what a told sentence may have (arXiv 2508.05305)
 StoppedBy = Literal["end", "max_sentences", "loop", "max_tokens"]  # the last of a token-level model only
 
 
@@ -66,7 +67,7 @@ class RolloutConfig:
     stop_on_loop: bool = True
     loop_threshold: float | None = None
     noise: float = 0.0
-    search: SearchConfig = field(default_factory=lambda: SearchConfig(max_tokens=256))
+    search: SearchConfig = field(default_factory=lambda: SearchConfig(max_tokens=SENTENCE_TOKENS))
 
     def __post_init__(self) -> None:
         if (
@@ -347,11 +348,12 @@ def generate(
 ) -> Story | list[Story]:
     """Continue a prompt, or a list of them as one batch. -> `Story`, or a list of them.
 
-    `search` takes the fields of `SearchConfig` (beam_size, sample, temperature, top_k, top_p, max_tokens), the
+    `search` takes the fields of `SearchConfig` (beam_size, sample, temperature, top_k, top_p, max_tokens, 256 unless told), the
     rest those of `RolloutConfig`. With `output_lang` the story is told in another language than the prompt's;
     the prompt's own sentences are translated. Raises ValueError for a prompt without a sentence.
     """
-    config = RolloutConfig(max_sentences, end_threshold, stop_on, stop_on_loop, loop_threshold, noise, SearchConfig(**search))
+    decoding = SearchConfig(**{"max_tokens": SENTENCE_TOKENS, **search})
+    config = RolloutConfig(max_sentences, end_threshold, stop_on, stop_on_loop, loop_threshold, noise, decoding)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     languages = per_text(lang, len(prompts), model.sonar.languages)
     if not prompts:

@@ -308,8 +308,11 @@ def _write_flac(path: Path, samples: np.ndarray) -> None:
 
 
 def _same_settings(folder: Path, config: SyntheticConfig) -> None:
-    """Note the configuration in the folder; ValueError where another is noted. A larger `count` continues."""
+    """Note the configuration, with its accents and voices, in the folder; ValueError where another is noted. A larger `count`
+    continues."""
     wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items() if name != "count"}
+    wanted["accents"] = {code: list(ACCENTS[code]) for code in config.languages}
+    wanted["variants"] = list(VOICES[config.voices])
     file = folder / "synthetic.json"
     if file.is_file():
         there = json.loads(file.read_text(encoding="utf-8"))

@@ -54,6 +54,7 @@ def test_all_families_are_judged_by_one_command(of_study: Callable[..., str], tm
     printed = of_study("families", "--out", first, *options)  # the other two join them
     assert "sonar-llm, seed 0" not in printed and "diffusion-lcm, seed 0: grammar" in printed
     assert (first / "sonar-llm-0" / "final" / "model.safetensors").stat().st_mtime_ns == weights
+    assert "diffusion-lcm" in (first / "figure.html").read_text(encoding="utf-8")
     table = (first / "table.md").read_text(encoding="utf-8")
     assert table.strip() in printed
     rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
@@ -129,6 +130,7 @@ def test_several_sizes_are_measured(of_study: Callable[..., str], tmp_path: Path
         assert len(of_unit["sonar-llm"]["sizes"]) == 4 and "at least 4 different sizes" in of_unit["token-llm"]["problem"]
     assert sum(line.startswith("| sonar-llm | ") for line in text.splitlines()) == 2 + 2 and " ± " in text
     assert of_study("scaling", "--out", tmp_path, *options).strip() == (tmp_path / "table.md").read_text("utf-8").strip()
+    assert "bits per byte" in (tmp_path / "figure.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed (apt-get install espeak-ng)")

@@ -342,6 +342,7 @@ def test_scores_are_read_in_the_ways_judges_write_them() -> None:
     assert parse_scores("**Grammar:** 8/10\nCreativity: 6/10\n- consistency = 7\nPlot: 5/10") == want
     assert parse_scores('{"Grammar": "8/10", "creativity": "6", "consistency": 7.0, "plot": 5}') == want
     assert parse_scores(json.dumps(SCORES | {"plot": 5.5}))["plot"] == 5.5
+    assert parse_scores(f'{{"form": 0}} {json.dumps(SCORES)} I hope that helps: {{"done": true}}') == want
     for value in (True, None, "good", [5], float("nan"), "5/100"):
         with pytest.raises(ValueError, match="score missing: plot"):
             parse_scores(json.dumps(SCORES | {"plot": value}))

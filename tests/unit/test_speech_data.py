@@ -118,6 +118,10 @@ def test_synthetic_speech_repeats_and_goes_on(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(speech_data, "speak", lambda order: said.append(order.text) or np.zeros(1600, np.float32))
     (tmp_path / "a" / "0000" / "0000003.flac").unlink()
     assert len(open_speech(synthesize(tmp_path / "a", SyntheticConfig(7), workers=1))) == 7 and len(said) == 2
+    with monkeypatch.context() as later:
+        later.setitem(speech_data.VOICES, "train", ("m1", "f4"))
+        with pytest.raises(ValueError, match=r"another configuration \(variants: \['m1', .* there, \['m1', 'f4'\] now\)"):
+            synthesize(tmp_path / "a", SyntheticConfig(6))
     with pytest.raises(ValueError, match=r"another configuration \(seed: 0 there, 1 now\)"):
         synthesize(tmp_path / "a", SyntheticConfig(6, seed=1))
 

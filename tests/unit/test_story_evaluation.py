@@ -232,6 +232,8 @@ def test_seeds_are_pooled_story_by_story() -> None:
     assert pooled.scores["plot"].value == pytest.approx(told("one", 0.5).scores["plot"].value)
     assert pooled.scores["bleu"].value == 10.5 and math.isnan(pooled.scores["bleu"].low)
     assert pooled.scores["bits_per_byte"].value == pytest.approx(told("one", 0.5).scores["bits_per_byte"].value)
+    drawn = [replace(told("one", 0.0), settings={"options": {"sampling": {"guidance": g}, "stop_on": "x"}}) for g in (1.0, 3.0)]
+    assert story_evaluation.pooled(drawn).settings["options"] == {"stop_on": "x"}
     lone = told("one", 0.0)
     assert story_evaluation.pooled([lone]) is lone
 
