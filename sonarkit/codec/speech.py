@@ -354,18 +354,21 @@ class Hearing(nn.Module):
         return F.linear(self.projection(x_BLH), rows, self.bias).float()
 
 
-def pieces_heard(scores_LV: Tensor, most: int) -> Tensor:
-    """(L, 1 + V) scores of an utterance's frames -> (K, V) shares of the pieces at each of the K places where one is heard.
+def pieces_heard(scores_BLV: Tensor, lengths: Sequence[int], most: int) -> tuple[Tensor, list[int]]:
+    """(B, L, 1 + V) scores of frames -> (K, V) shares of the pieces at the K places where one is heard, and each row's places.
 
     Frames in a row with one best piece are a place, and their mean scores its own; blanks are left out (CTC compression, arXiv
-    2102.01578). Where all is blank the first frame is the place; there are at most `most`.
+    2102.01578). Where all is blank the first frame is the place; a row has at most `most`.
     """
-    best_L = scores_LV.argmax(1)
-    place_L = F.pad(best_L[1:] != best_L[:-1], (1, 0)).cumsum(0)
-    heard_L = (best_L != 0).nonzero()[:, 0] if best_L.any() else best_L.new_zeros(1)
-    _, place_F, frames_K = place_L[heard_L].unique_consecutive(return_inverse=True, return_counts=True)
-    sums_KV = scores_LV.new_zeros(len(frames_K), scores_LV.shape[1] - 1).index_add(0, place_F, scores_LV[heard_L, 1:])
-    return (sums_KV / frames_K[:, None])[:most].softmax(1)
+    best_BL = scores_BLV.argmax(2).masked_fill_(~mask_of(lengths, scores_BLV.device), 0)
+    best_BL[:, 0] += (best_BL.amax(1) == 0) * scores_BLV.shape[2]  # not blank, and no piece
+    begins_BL = F.pad(best_BL[:, 1:] != best_BL[:, :-1], (1, 0), value=True)
+    kept_BL = (best_BL != 0) & ((begins_BL & (best_BL != 0)).cumsum(1) <= most)
+    frames_F = kept_BL.flatten().nonzero()[:, 0]
+    _, place_F, count_K = begins_BL.flatten().cumsum(0)[frames_F].unique_consecutive(return_inverse=True, return_counts=True)
+    rows_FV = scores_BLV.flatten(0, 1).index_select(0, frames_F)
+    sums_KV = rows_FV.new_zeros(len(count_K), rows_FV.shape[1]).index_add(0, place_F, rows_FV)
+    return (sums_KV[:, 1:] / count_K[:, None]).softmax(1), (kept_BL & begins_BL).sum(1).tolist()
 
 
 class SpeechEncoder(nn.Module):
@@ -412,12 +415,24 @@ class SpeechEncoder(nn.Module):
         packing = replace(packing, order_N=packing.order_N.to(self.device))
         return packing.in_callers_order(self.pool(x_TH, packing))
 
+    @torch.no_grad()
+    def heard(self, features: Tensor) -> list[tuple[float, int]]:
+        """(L, 80) of one utterance -> the pieces that it is heard as, special tokens among them, each with the second at which
+        it begins. ValueError for another pooling than "text"."""
+        if self.hearing is None:
+            raise ValueError(f"only pooling 'text' hears pieces, this encoder has pooling {self.config.pooling!r}")
+        x_BLH, _ = self.body(features[None].to(self.device, self.dtype), [len(features)])
+        best = self.hearing(x_BLH, self.reader.embedding.weight)[0].argmax(1).tolist()
+        seconds = 0.04 if self.config.body.subsampling == "convolution" else 0.02
+        return [(i * seconds, k - 1) for i, k in enumerate(best) if k and (not i or best[i - 1] != k)]
+
     def _read(self, scores_BLV: Tensor, lengths: Sequence[int]) -> Tensor:
         """What is heard -> (N, D) vectors: the text encoder reads a mixture of its pieces at each place."""
         embedding = self.reader.embedding
-        heard = [pieces_heard(scores_LV[:n], embedding.max_tokens) for scores_LV, n in zip(scores_BLV, lengths)]
-        packing = packing_of([len(one) for one in heard], self.device)
-        x_TH = torch.cat([heard[i] for i in packing.order_N.tolist()]).to(embedding.weight.dtype) @ embedding.weight
+        shares_KV, places = pieces_heard(scores_BLV, lengths, embedding.max_tokens)
+        packing = packing_of(places, self.device)
+        x_KH = shares_KV.to(embedding.weight.dtype) @ embedding.weight
+        x_TH = torch.cat([x_KH.split(places)[i] for i in packing.order_N.tolist()])
         return self.reader.read(embedding.placed(x_TH, packing.positions()), packing)
 
     def pool(self, x_TH: Tensor, packing: Packing) -> Tensor:

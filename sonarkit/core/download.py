@@ -361,13 +361,15 @@ def _persist(
     tell: Callable[[str], object],
     part: _Part | None = None,
 ) -> T:
-    """Try until it works, `retries` times again at most; then OSError with what is kept and what to do."""
+    """Try until it works, `retries` times again at most since more of the part came; then OSError with what is kept and what
+    to do."""
     tried = 0
     while True:
+        before = part.size if part else 0
         try:
             return attempt()
         except _Cut as cut:
-            tried += 1
+            tried = 1 if part and part.size > before else tried + 1
             if tried > retries:
                 kept = f"the {_amount(part.size)} that came are kept, " if part and part.size else ""
                 raise OSError(

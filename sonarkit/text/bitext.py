@@ -327,6 +327,8 @@ def _parquet(path: Path, namer: Namer) -> Records:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: row {number} is not valid UTF-8; write the file again from the source") from error
     except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):  # of the system: no right to read it, say
+            raise
         raise ValueError(f"{path} is no whole Parquet file ({error}); copy it again") from error
 
 

@@ -19,6 +19,7 @@ from sonarkit.codec.encoder import Encoder
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.codec.speech import (
     BodyConfig,
+    Hearing,
     PiecesConfig,
     RelativeAttention,
     SilenceWarning,
@@ -141,17 +142,20 @@ def test_pooling_is_the_mean_and_maximum_of_the_frames() -> None:
 
 
 def test_what_is_heard_is_the_mean_of_the_frames_of_a_place() -> None:
-    """Frames 1 and 2 are one place of piece 3, a blank parts it from frame 4; frame 5 is piece 0."""
-    best = [0, 4, 4, 0, 4, 1, 0]
-    scores = torch.randn(7, 6, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
-    scores[range(7), best] = 9.0
-    rows = [scores[1:3, 1:].mean(0), scores[4, 1:], scores[5, 1:]]
-    expected = torch.stack(rows).softmax(1)
-    torch.testing.assert_close(pieces_heard(scores, 9), expected)
-    assert expected.argmax(1).tolist() == [3, 3, 0]
-    torch.testing.assert_close(pieces_heard(scores, 2), expected[:2])
-    scores[:, 0] = 10.0
-    torch.testing.assert_close(pieces_heard(scores, 9), scores[:1, 1:].softmax(1))
+    """Frames 1 and 2 are one place of piece 3, a blank parts it from frame 4; frame 5 is piece 0. The rest is padding, and the
+    second utterance is blank throughout."""
+    best = [0, 4, 4, 0, 4, 1, 0, 5]
+    scores = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    scores[0, range(8), best] = 9.0
+    scores[1, :, 0] = 9.0
+    places = [scores[0, 1:3, 1:].mean(0), scores[0, 4, 1:], scores[0, 5, 1:], scores[1, 0, 1:]]
+    expected = torch.stack(places).softmax(1)
+    found, counts = pieces_heard(scores, [7, 8], 9)
+    torch.testing.assert_close(found, expected)
+    assert counts == [3, 1] and expected.argmax(1).tolist()[:3] == [3, 3, 0]
+    found, counts = pieces_heard(scores, [7, 8], 2)
+    torch.testing.assert_close(found, expected[[0, 1, 3]])
+    assert counts == [2, 1]
 
 
 def test_pieces_that_are_heard_clearly_are_read_as_text() -> None:
@@ -160,6 +164,17 @@ def test_pieces_that_are_heard_clearly_are_read_as_text() -> None:
     for frame, best in enumerate([8, 8, 0, 4, 0, 4, 50, 50, 0]):  # 1 + the piece, 0 is the blank
         scores[0, frame, best] = 40.0
     torch.testing.assert_close(encoder._read(scores, [9]), encoder.reader(*pack([ids])))
+
+
+def test_what_is_heard_is_told_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, scores = encoder_of("text"), torch.zeros(1, 8, 51)
+    for frame, best in enumerate([8, 8, 0, 8, 3, 0, 0, 50]):
+        scores[0, frame, best] = 1.0
+    monkeypatch.setattr(Hearing, "forward", lambda *_: scores)
+    found = encoder.heard(filter_bank(torch.from_numpy(voice(0.2))))
+    assert found == [(0.0, 7), (pytest.approx(0.06), 7), (pytest.approx(0.08), 2), (pytest.approx(0.14), 49)]
+    with pytest.raises(ValueError, match="only pooling 'text' hears pieces"):
+        encoder_of("mean").heard(torch.zeros(9, 80))
 
 
 def test_the_text_encoder_is_the_codecs(sonar: Sonar) -> None:
