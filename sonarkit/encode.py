@@ -63,7 +63,7 @@ def encode_corpus(
             was begun by the same command is finished.
         codec: "mini", "sonar", "sonar-finetuned" or a folder.
         lang: The language of the corpus: a FLORES-200 code, or what means one, such as `fr` and `French`.
-        column: Where the text is, in corpora with columns.
+        column: Where the text is, in corpora with columns; A+B for that of column A followed by that of B.
         limit: Take only this many documents.
         documents_per_shard: Documents in a file of the store: the unit of work of a rank, within which sentences are sorted
             by length.

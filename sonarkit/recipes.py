@@ -552,23 +552,27 @@ def sonar_llm_published(size: str) -> SonarLLMRun:
     )
 
 
-# The stores of the summarization mixture and the Hugging Face datasets they are encoded from. Which of the public versions of
-# "Textbooks Are All You Need" was used the paper does not say.
+# The stores of the summarization mixture, the Hugging Face datasets they are encoded from, and the columns of their texts: a
+# document goes before its summary, as in `evaluation.summarization`. Which of the public versions of "Textbooks Are All You
+# Need" was used the paper does not say.
 SUMMARIZATION_MIXTURE = {
-    "tiny-textbooks": "hf:nampdn-ai/tiny-textbooks",
-    "tiny-orca-textbooks": "hf:nampdn-ai/tiny-orca-textbooks",
-    "tiny-strange-textbooks": "hf:nampdn-ai/tiny-strange-textbooks",
-    "textbooks-are-all-you-need": "",
-    "wikitext-103": "hf:Salesforce/wikitext:wikitext-103-raw-v1",
-    "xsum": "hf:EdinburghNLP/xsum",
-    "cnn-dailymail": "hf:abisee/cnn_dailymail:3.0.0",
+    "tiny-textbooks": ("hf:nampdn-ai/tiny-textbooks", "textbook"),
+    "tiny-orca-textbooks": ("hf:nampdn-ai/tiny-orca-textbooks", "textbook"),
+    "tiny-strange-textbooks": ("hf:nampdn-ai/tiny-strange-textbooks", "text"),
+    "textbooks-are-all-you-need": ("", "text"),
+    "wikitext-103": ("hf:Salesforce/wikitext:wikitext-103-raw-v1", "text"),
+    "xsum": ("hf:EdinburghNLP/xsum", "document+summary"),
+    "cnn-dailymail": ("hf:abisee/cnn_dailymail:3.0.0", "article+highlights"),
 }
 
 
 def sonar_llm_summarization() -> SonarLLMRun:
     """The 1.3B model of the paper's summarization experiments: seven corpora, a store of each under its name in `stores/`.
 
-    The paper publishes no weights for them: each is drawn from in proportion to its documents, unless told otherwise.
+    The paper publishes no weights for them: each is drawn from in proportion to its documents, unless told otherwise. A store is
+    made by `sonarkit/encode.py hf:EdinburghNLP/xsum stores/xsum --column document+summary --codec sonar`, and so on, and
+    `stores/xsum-valid` of `hf:EdinburghNLP/xsum@validation`. No set was fetched; a column that is not there is answered with
+    those that are.
     """
     run = sonar_llm_published("1.3B")
     return replace(

@@ -3,7 +3,7 @@
 A corpus is named by a string:
 
     stories.txt                documents separated by blank lines
-    stories.jsonl  .jsonl.gz   one JSON object a line, the text under `column`
+    stories.jsonl  .jsonl.gz   one JSON object a line, the text under `column` (document+summary: of both, one after the other)
     stories.parquet            the text in `column`
     folder/                    all of these in it, in the order of their names
     s3://bucket/stories.jsonl  any of these behind a URL that fsspec reads (pip install s3fs, gcsfs, ...), streamed
@@ -186,9 +186,22 @@ def read_jsonl(path: Path | RemoteFile) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _cell(row: dict[str, Any], column: str, where: str) -> object:
-    if column not in row:
-        raise _no_column(where, column, row)
-    return row[column]
+    names = _columns(column, row)
+    for name in names:
+        if name not in row:
+            raise _no_column(where, name, row)
+    return _joined([row[name] for name in names])
+
+
+def _columns(column: str, known: Iterable[str]) -> list[str]:
+    """`document+summary` names two columns, unless one is called so."""
+    return [column] if column in known else column.split("+")
+
+
+def _joined(values: Sequence[object]) -> object:
+    """The texts of several columns as one, a blank line between them, where a sentence ends; or the value that is none."""
+    unfit = [value for value in values if not isinstance(value, str) or not value.strip()]
+    return unfit[0] if unfit else "\n\n".join(map(str, values))
 
 
 def _no_column(where: str, column: str, columns: Iterable[str]) -> ColumnError:
@@ -220,11 +233,13 @@ def _parquet(path: Path | RemoteFile, column: str) -> Iterator[tuple[object, str
     try:
         with path.open("rb") as stored, pyarrow.parquet.ParquetFile(stored) as file:
             kinds = {name: file.schema_arrow.field(name).type for name in file.schema_arrow.names}
-            if column not in kinds or not _holds_text(kinds[column]):
-                raise _no_column(str(path), column, (f"{name} ({kind})" for name, kind in kinds.items()))
-            for batch in file.iter_batches(256, columns=[column]):
-                for value in batch.column(0):
-                    yield value.as_py(), f"{path.name}:{number}"
+            columns = _columns(column, kinds)
+            for one in columns:
+                if one not in kinds or not _holds_text(kinds[one]):
+                    raise _no_column(str(path), one, (f"{name} ({kind})" for name, kind in kinds.items()))
+            for batch in file.iter_batches(256, columns=columns):
+                for values in zip(*(batch.column(one) for one in columns)):
+                    yield _joined([value.as_py() for value in values]), f"{path.name}:{number}"
                     number += 1
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: row {number} is not valid UTF-8; write the file again from the source") from error

@@ -66,6 +66,25 @@ def test_parquet(tmp_path: Path):
     assert [text for text, _ in read(parquet(tmp_path / "c.parquet", text=pa.array(["x"], pa.large_string())))] == ["x"]
 
 
+def test_two_columns_are_one_text_after_the_other(tmp_path: Path):
+    rows = [
+        {"document": "He ran.", "summary": "A run."},
+        {"document": "He fell.", "summary": " "},
+        {"document": 3, "summary": "."},
+    ]
+    path = jsonl(tmp_path / "a.jsonl", *rows)
+    corpus = open_corpus(path, column="document+summary")
+    assert [(document.text, document.source) for document in corpus] == [("He ran.\n\nA run.", "a.jsonl:1")]
+    assert corpus.dropped == {"empty": 1, "not a text": 1}
+    texts = {"document": ["He ran.", "He fell."], "summary": ["A run.", None], "a+b": ["x", "y"]}
+    table = parquet(tmp_path / "a.parquet", **texts)
+    assert read(table, column="summary+document") == [("A run.\n\nHe ran.", "a.parquet:0")]
+    assert [text for text, _ in read(table, column="a+b")] == ["x", "y"], "a column of that very name"
+    for name in (path, table):
+        with pytest.raises(ColumnError, match="no column 'highlights' of text"):
+            read(name, column="document+highlights")
+
+
 def test_folder_in_the_order_of_names(tmp_path: Path):
     (tmp_path / "sub").mkdir()
     (tmp_path / ".hidden").mkdir()

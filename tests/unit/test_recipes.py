@@ -13,6 +13,7 @@ from sonarkit import recipes, train
 from sonarkit.codec.config import PoolerConfig, codec_config
 from sonarkit.codec.objectives import DecoderObjective, ObjectiveConfig
 from sonarkit.codec.pipeline import Sonar
+from sonarkit.evaluation.summarization import SETS
 from sonarkit.models.flops import LLAMA_VOCABULARY
 from sonarkit.models.sonar_llm import SonarLLM, SonarLLMConfig
 from sonarkit.recipes import MixturePart, SonarLLMRun, mixture_of, recipe, sonar_llm, steps_of
@@ -70,6 +71,9 @@ def test_the_summarization_mixture_is_seven_stores_in_their_natural_proportions(
     run = recipe("sonar-llm", "1.3B-summarization")
     assert isinstance(run, SonarLLMRun) and run.backbone == sonar_llm("1.3B").backbone
     assert [part.store.name for part in run.mixture] == list(recipes.SUMMARIZATION_MIXTURE) and len(run.mixture) == 7
+    for name, spec in (("xsum", "xsum"), ("cnn-dailymail", "cnn_dailymail")):
+        place, columns = recipes.SUMMARIZATION_MIXTURE[name]
+        assert (f"{place}@test", *columns.split("+")) == SETS[spec], "read as it is judged, the document first"
     assert {part.weight for part in run.mixture} == {1.0}
     assert run.train == replace(sonar_llm("1.3B").train, out=run.train.out)
 
