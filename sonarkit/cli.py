@@ -117,6 +117,7 @@ def story(
     seed: int = 0,
     audio: Path | None = None,
     speech: str = "mini",
+    device: str = "cpu",
     json: bool = False,
 ) -> None:
     """Tell a story from its beginning, sentence by sentence as they are made.
@@ -146,19 +147,23 @@ def story(
         seed: For --sample and --noise.
         audio: A recording of the beginning instead, cut at its silences and understood sentence by sentence.
         speech: For --audio; "mini" or the folder of a speech encoder, or a language beside Meta's weights.
+        device: Where to compute: cpu, cuda.
         json: Print one JSON object with sentences, what stopped it, and each step's numbers.
     """
     if audio is not None and prompt:
         raise ValueError("the beginning is either a text or --audio, not both")
+    if not sample and (temperature, top_k, top_p) != (1.0, 0, 1.0):
+        raise ValueError("--temperature, --top-k and --top-p are of --sample, and beam search has no use for them: add --sample")
     text = "" if audio else " ".join(_texts(prompt))
     from sonarkit.codec.search import SearchConfig
+    from sonarkit.core.distributed import checked_device
     from sonarkit.models.rollout import RolloutConfig, collect, split_prompt, tell
     from sonarkit.models.sonar_llm import SonarLLM
     from sonarkit.text.languages import resolve
 
     search = SearchConfig(beam_size, sample=sample, temperature=temperature, top_k=top_k, top_p=top_p)
     config = RolloutConfig(max_sentences, end_threshold, stop_on, noise=noise, search=search)
-    llm = SonarLLM.from_pretrained(model)
+    llm = SonarLLM.from_pretrained(model, device=checked_device(device))
     lang = resolve(lang, llm.sonar.languages)
     output_lang = resolve(output_lang, llm.sonar.languages) if output_lang else lang
     head = _heard(llm.sonar, audio, speech, lang, beam_size) if audio else split_prompt(text, lang)

@@ -31,7 +31,7 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from sonarkit.evaluation.statistics import RESAMPLES, Interval, bootstrap, jackknife
+from sonarkit.evaluation.statistics import RESAMPLES, Comparison, Interval, bootstrap, jackknife, permutation_test
 
 MeteorMode = Literal["wordnet", "exact_stem"]
 SELF_BLEU_TEXTS = 50  # each against all the others: 50 are 2 450 comparisons
@@ -151,8 +151,27 @@ def meteor(told: str, reference: str, mode: MeteorMode | None = None) -> float:
 
 def corpus_metric(metric: BLEU | CHRF, told: Sequence[str], references: Sequence[str], interval: Any = bootstrap) -> Interval:
     """What `metric.corpus_score` says, with its interval by `bootstrap`, or that with other settings."""
-    rows_NK = np.array(metric._extract_corpus_statistics(list(told), [list(references)]), dtype=float)
-    return interval(rows_NK, lambda sums: metric._compute_score_from_stats([int(x) for x in sums]).score)
+    return interval(_corpus_rows(metric, told, references), lambda sums: _corpus_score(metric, sums))
+
+
+def corpus_comparison(
+    metric: BLEU | CHRF, first: Sequence[str], second: Sequence[str], references: Sequence[str], **options: Any
+) -> Comparison:
+    """The corpus scores of two systems that told the same things: first less second, by `statistics.permutation_test`, whose
+    `options` it takes. Raises ValueError for unlike numbers of texts, and fewer than two."""
+    if not len(first) == len(second) == len(references):
+        raise ValueError(f"expected as many texts of both as references, got {len(first)}, {len(second)} and {len(references)}")
+    rows = (_corpus_rows(metric, told, references) for told in (first, second))
+    return permutation_test(*rows, lambda sums: _corpus_score(metric, sums), **options)
+
+
+def _corpus_rows(metric: BLEU | CHRF, told: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """(N, K) sacrebleu's counts of each text, whose sums make the score."""
+    return np.array(metric._extract_corpus_statistics(list(told), [list(references)]), dtype=float)
+
+
+def _corpus_score(metric: BLEU | CHRF, sums_K: np.ndarray) -> float:
+    return float(metric._compute_score_from_stats([round(x) for x in sums_K]).score)
 
 
 def distinct(texts: Sequence[str], n: int) -> Interval:

@@ -162,6 +162,13 @@ def test_a_story_as_json_holds_what_the_text_says(sonarkit, llm: Path, tmp_path:
     assert plain.stdout.split() == printable(told["text"]).split()
 
 
+def test_options_that_would_do_nothing_are_refused(sonarkit, llm: Path) -> None:
+    for option in (("--temperature", 0.7), ("--top-k", 5), ("--top-p", 0.9)):
+        assert_refused(sonarkit("story", FOX, "--model", llm, *option), "are of --sample", "add --sample")
+    if not torch.cuda.is_available():
+        assert_refused(sonarkit("story", FOX, "--model", llm, "--device", "cuda"), "cuda")
+
+
 def test_a_story_in_another_language_has_its_beginning_translated(sonarkit, llm: Path) -> None:
     options = ("--model", llm, "--max-sentences", 2, "--beam-size", 1, "--output-lang", "deu_Latn")
     found = sonarkit("story", FOX, *options)

@@ -107,6 +107,21 @@ def test_corpus_metrics_are_sacrebleus(metric: BLEU | CHRF) -> None:
     assert nlg.corpus_metric(metric, true, true).low == pytest.approx(100)
 
 
+@pytest.mark.parametrize("metric", [BLEU(), CHRF()])
+def test_corpus_scores_of_two_systems_are_compared_text_by_text(metric: BLEU | CHRF) -> None:
+    """One says every text but for its last word, the other but for its first two; and then the other way round in half."""
+    true = [f"the {a} fox ran home to {b} in the {c} night" for a in ("red", "old", "sly") for b in ("Mia", "Tom") for c in "xyz"]
+    good, bad = [text[: text.rindex(" ")] for text in true], [" ".join(text.split()[2:-3]) for text in true]
+    found = nlg.corpus_comparison(metric, good, bad, true, resamples=200)
+    scores = [metric.corpus_score(told, [true]).score for told in (good, bad)]
+    assert found.difference.value == pytest.approx(scores[0] - scores[1]) and found.difference.low > 0 and found.p_value < 0.01
+    mixed = [[a, b] if i % 2 else [b, a] for i, (a, b) in enumerate(zip(good, bad))]
+    even = nlg.corpus_comparison(metric, [a for a, _ in mixed], [b for _, b in mixed], true, resamples=200)
+    assert even.p_value > 0.3 and even.difference.low < 0 < even.difference.high
+    with pytest.raises(ValueError, match="as many texts of both as references, got 18, 17 and 18"):
+        nlg.corpus_comparison(metric, good, bad[:-1], true)
+
+
 def test_distinct_by_hand() -> None:
     """Words: a b a / b c -> 3 of 5; pairs: ab ba bc -> 3 of 3. Without the first text 2 of 2, without the second 2 of 3."""
     texts = ["a b A", "b c"]
