@@ -267,7 +267,7 @@ def _heard(sonar: Sonar, audio: Path, speech: str, lang: str, beam_size: int) ->
     """The sentences of a recording, as the codec understands them in `lang`."""
     from sonarkit.codec.pipeline import load_speech
 
-    sonar.add_speech(load_speech(sonar.name, speech, sonar.device))
+    sonar.add_speech(load_speech(speech, sonar.config.width, sonar.device))
     return sonar.decode(sonar.encode_recording(audio).vectors, lang, beam_size=beam_size)
 
 

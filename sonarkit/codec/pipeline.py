@@ -134,7 +134,7 @@ class Sonar(nn.Module):
             return ReferenceSonar(cls.from_pretrained(name, accept_licence=accept_licence))
         if speech is not None:
             sonar = cls.from_pretrained(name, device, dtype, accept_licence=accept_licence)
-            sonar.add_speech(load_speech(str(name), speech, device, dtype, accept_licence))
+            sonar.add_speech(load_speech(speech, sonar.config.width, device, dtype, accept_licence))
             return sonar
         if str(name) in published.PUBLISHED:
             files = published.files(str(name), accept_licence=accept_licence)
@@ -625,16 +625,16 @@ def _sentencepiece_file(folder: Path) -> Path:
 
 
 def load_speech(
-    codec: str,
     named: str | Path,
+    width: int,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     accept_licence: bool | None = None,
 ) -> spoken.SpeechEncoder:
-    """The speech encoder `named` for a codec of that name: a folder, a shipped name, Meta's `spenc.*.pt`, or beside Meta's
-    weights a language."""
+    """The speech encoder `named` for a codec of that width: a folder, a shipped name, Meta's `spenc.*.pt`, or for a codec as wide
+    as Meta's (a converted one, too) a language."""
     if str(named).endswith(".pt"):
         return published_speech.from_meta(named, device=device, dtype=dtype)
-    if codec in published.PUBLISHED and not Path(named).is_dir():
+    if width == CodecConfig.width and str(named) not in spoken.SHIPPED and not Path(named).is_dir():
         return published_speech.load(str(named), device, dtype, accept_licence=accept_licence)
     return spoken.SpeechEncoder.from_pretrained(named, device, dtype)

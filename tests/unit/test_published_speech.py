@@ -112,8 +112,17 @@ def test_a_file_of_metas_is_loaded_by_its_name(
 ) -> None:
     path, asked = written(weights(golden), tmp_path / "spenc.eng.pt"), []
     monkeypatch.setattr(published_speech, "from_meta", lambda file, **options: asked.append(file))
-    load_speech("sonar", str(path))
+    load_speech(str(path), 1024)
     assert asked == [str(path)]
+
+
+def test_a_language_is_metas_encoder_for_a_codec_as_wide_as_metas(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(published_speech, "load", lambda lang, *_, **__: asked.append(lang))
+    load_speech("fr", 1024)  # a converted codec has a folder for its name
+    assert asked == ["fr"]
+    with pytest.raises(FileNotFoundError, match="no speech encoder at 'fr': expected mini or a folder"):
+        load_speech("fr", 256)
 
 
 def test_a_saved_one_is_the_same_encoder(golden: dict[str, Tensor], tmp_path: Path) -> None:
