@@ -318,7 +318,7 @@ class SpeechTask:
             )
         if min(seconds_per_step, micro_seconds) <= 0 or frozen_steps < 0:
             raise ValueError("seconds_per_step and micro_seconds must be above 0, frozen_steps not negative")
-        if frozen_steps and encoder.pooler is None:
+        if frozen_steps and encoder.pooler is None and encoder.hearing is None:
             raise ValueError(
                 f"frozen_steps leave the pooler to learn, but pooling {encoder.config.pooling!r} has none; set them to 0"
             )
