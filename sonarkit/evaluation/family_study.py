@@ -7,6 +7,7 @@ order beside the next one: do their intervals overlap, and does a paired test, s
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from sonarkit.evaluation.story_evaluation import SURE, StoryEvaluation, comparis
 # The order that is put to the test, best first: that of arXiv 2508.05305, whose token-level LLM stands above all three.
 ORDER = ("sonar-llm", "diffusion-lcm", "mse-lcm")
 ORDERED = ("grammar", "consistency", "plot")
+NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]+")  # within a sentence, where English has capitals for names alone
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,25 @@ def verdicts(found: Sequence[Ordering]) -> str:
 def leaders(evaluations: Sequence[StoryEvaluation], metrics: Sequence[str] = ORDERED) -> dict[str, str]:
     """By metric the family with the highest score, whether or not the others are surely below it."""
     return {metric: max(evaluations, key=lambda one: one.scores[metric].value).model for metric in metrics}
+
+
+def claims(evaluation: StoryEvaluation) -> dict[str, float]:
+    """How much there is that consistency could find fault with.
+
+    Names that a told sentence brings in on average (capitals within a sentence that the prompt does not have), the share of
+    sentences that the judge reads, and contradictions by sentence read.
+    """
+    brought, counts = list[float](), evaluation.counts
+    for story in evaluation.stories:
+        known = {word.strip('.,!?"') for word in story["prompt"].split()}
+        names = {word for sentence in story["told"] for word in NAME.findall(sentence)} - known
+        brought.append(len(names) / max(1, len(story["told"])))
+    read = counts["exact"] + counts["near"]
+    return {
+        "names brought in, a sentence": sum(brought) / len(brought),
+        "sentences read": read / counts["sentences"],
+        "contradictions, a sentence read": counts["contradictions"] / read,
+    }
 
 
 def side_by_side(evaluations: Sequence[StoryEvaluation], which: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sonarkit.evaluation.family_study import evaluations_in, leaders, orderings, side_by_side, verdicts
+from sonarkit.evaluation.family_study import claims, evaluations_in, leaders, orderings, side_by_side, verdicts
 from sonarkit.evaluation.statistics import Interval
 from sonarkit.evaluation.story_evaluation import COMPARED, QUOTIENTS, StoryEvaluation, report_of, score_of
 
@@ -55,6 +55,21 @@ def test_what_holds_what_only_a_paired_test_tells_and_what_is_reversed(families:
 def test_reversed_by_a_paired_test_alone(families: list[StoryEvaluation]) -> None:
     (one,) = orderings(families, ("mse-lcm", "diffusion-lcm"), ["consistency"])
     assert one.verdict == "reversed by the paired test"
+
+
+def test_who_claims_much() -> None:
+    """The prompt's names bring nothing in, nor does a sentence's first word."""
+    told = ["Mia ran to Tom, and Tom ran to Mia.", "Then Ida, who knew Tom, came.", "It rained."]
+    stories = [
+        {"prompt": 'A fox named "Mia" ran.', "told": told, "stopped_by": "end"},
+        {"prompt": "A fox.", "told": [], "stopped_by": "end"},
+    ]
+    counts = {"exact": 3, "near": 1, "sentences": 8, "contradictions": 2}
+    assert claims(replace(found("one"), stories=stories, counts=counts)) == {
+        "names brought in, a sentence": pytest.approx((2 / 3 + 0) / 2),
+        "sentences read": 0.5,
+        "contradictions, a sentence read": 0.5,
+    }
 
 
 def test_who_leads(families: list[StoryEvaluation]) -> None:
