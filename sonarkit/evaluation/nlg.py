@@ -161,8 +161,8 @@ def corpus_comparison(
     `options` it takes. Raises ValueError for unlike numbers of texts, and fewer than two."""
     if not len(first) == len(second) == len(references):
         raise ValueError(f"expected as many texts of both as references, got {len(first)}, {len(second)} and {len(references)}")
-    rows = (_corpus_rows(metric, told, references) for told in (first, second))
-    return permutation_test(*rows, lambda sums: _corpus_score(metric, sums), **options)
+    ours, theirs = (_corpus_rows(metric, told, references) for told in (first, second))
+    return permutation_test(ours, theirs, lambda sums: _corpus_score(metric, sums), **options)
 
 
 def _corpus_rows(metric: BLEU | CHRF, told: Sequence[str], references: Sequence[str]) -> np.ndarray:
