@@ -607,7 +607,7 @@ def _shared(size: str, family: str) -> dict[str, Any]:
 
 
 def speech_mini() -> SpeechRun:
-    """The shipped speech encoder: StoryWorld by espeak-ng, two CPU cores, 3.2M parameters beside mini's text encoder.
+    """The shipped speech encoder: StoryWorld by espeak-ng, two CPU cores, 4.2M parameters beside mini's text encoder.
 
     That one reads the pieces that the frames are heard as (pooling "text"), so that only to hear is learnt. Who pools the frames
     themselves learns anew what sentences mean: by attention after 3 000 steps of a minute each the cosine for unheard
@@ -618,14 +618,14 @@ def speech_mini() -> SpeechRun:
     return SpeechRun(
         TrainConfig(
             Path("runs/speech-mini"),
-            steps=9000,
+            steps=7000,
             precision="auto",
             log_every=50,
             eval_every=1000,
             save_every=250,
             optimizer=optimizer,
         ),
-        BodyConfig(192, 4, 4, 576, kernel=15, subsampling="convolution"),
+        BodyConfig(192, 5, 4, 576, kernel=15, subsampling="convolution"),
         data=("synthetic:16000",),
         pooling="text",
         pooler_layers=1,
