@@ -635,7 +635,7 @@ def speech_mini() -> SpeechRun:
         ctc_weight=0.1,
         ctc_layer=2,
         piece_weight=0.2,
-        augment=AugmentConfig(time_masks=0, mel_masks=1, mels=12),
+        augment=AugmentConfig(time_masks=0, mel_masks=1, mels=12, silence=0.5, noise=0.1),
         seconds_per_step=20.0,
         micro_seconds=40.0,
     )

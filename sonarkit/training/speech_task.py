@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -26,6 +27,7 @@ from scipy.signal import resample_poly
 from torch import Tensor, nn
 
 from sonarkit.codec import audio
+from sonarkit.codec.audio import MIN_SECONDS, RATE
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.codec.speech import SpeechEncoder, encode_speech, filter_bank
 from sonarkit.core import checkpoint
@@ -96,6 +98,8 @@ class AugmentConfig:
     """How sound is varied: a factor of its speed, and stripes of the filter bank that are set to their mean, 0.
 
     There are `time_masks` stripes of 0 to `time_frames` frames (at most a fifth of all) and `mel_masks` of 0 to `mels` bands.
+    With `silence` the silence around the sound (60 dB below its peak) gives way to 0 to so many seconds before and after. Half of
+    the utterances get white noise, its deviation from 0.001 (drawn by its logarithm) to `noise` times that of the sound.
     """
 
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
@@ -103,8 +107,12 @@ class AugmentConfig:
     time_frames: int = 40
     mel_masks: int = 2
     mels: int = 15
+    silence: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.silence < 0 or not (self.noise == 0 or 0.001 <= self.noise <= 10):
+            raise ValueError(f"silence must not be negative, noise 0 or in 0.001..10: {self}")
         if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
             raise ValueError(f"speeds are factors in 0.5..2, at least one; got {self.speeds}")
         if min(self.time_masks, self.time_frames, self.mel_masks, self.mels) < 0 or self.mels > 80:
@@ -119,6 +127,14 @@ def augmented(samples: np.ndarray, config: AugmentConfig, rng: np.random.Generat
     speed = Fraction(str(rng.choice(config.speeds))).limit_denominator(100)
     if speed != 1:
         samples = resample_poly(samples, speed.denominator, speed.numerator).astype(np.float32)
+    if config.silence:
+        loud = np.flatnonzero(np.abs(samples) >= 1e-3 * np.abs(samples).max())
+        sound = samples[loud[0] : loud[-1] + 1]
+        samples = np.pad(
+            sound if len(sound) >= MIN_SECONDS * RATE else samples, rng.integers(round(config.silence * RATE) + 1, size=2)
+        )
+    if config.noise and rng.random() < 0.5:
+        samples = samples + samples.std() * 10 ** rng.uniform(-3, math.log10(config.noise)) * rng.standard_normal(len(samples))
     features = filter_bank(torch.from_numpy(samples))
     for axis, masks, widest in (
         (0, config.time_masks, min(config.time_frames, len(features) // 5)),

@@ -137,8 +137,16 @@ def test_sound_is_varied_as_told() -> None:
     frames, mels = (masked == 0).all(1), (masked == 0).all(0)
     assert 0 < frames.sum() <= 30 and 0 < mels.sum() <= 10
     assert torch.equal(masked[~frames][:, ~mels], plain[~frames][:, ~mels])
+    silent = np.pad(samples, 8_000)  # half a second before and after, in place of which comes up to a quarter
+    drawn = [len(augmented(silent, replace(NONE, silence=0.25), np.random.default_rng(i))) for i in range(20)]
+    assert 198 <= min(drawn) < 210 and 235 < max(drawn) <= 248
+    noisy = [augmented(samples, replace(NONE, noise=1.0), np.random.default_rng(i)) for i in range(20)]
+    assert 5 <= sum(torch.equal(one, plain) for one in noisy) <= 15, "half of them are left as they are"
+    assert len({round(float((one - plain).abs().mean()), 3) for one in noisy}) > 5
     with pytest.raises(ValueError, match="speeds"):
         AugmentConfig(speeds=())
+    with pytest.raises(ValueError, match="silence must not be negative"):
+        AugmentConfig(silence=-1)
 
 
 # ---------------------------------------------------------------------- training
