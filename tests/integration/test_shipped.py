@@ -7,9 +7,10 @@ import re
 import pytest
 
 import sonarkit as sk
-from sonarkit.core.paths import asset
+from sonarkit.core.paths import asset, data_folder
 from sonarkit.evaluation.codec import codec_report
 from sonarkit.evaluation.sets import rows_of, stories_of
+from sonarkit.evaluation.speech import evaluate_speech, speech_set
 from sonarkit.evaluation.stories import story_report
 
 FLOOR_AUTOENCODING, FLOOR_TRANSLATION = (
@@ -24,9 +25,9 @@ def model() -> sk.SonarLLM:
 
 
 def test_the_weights_are_small_and_have_their_cards() -> None:
-    files = [path for path in asset("mini").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 40e6
-    for part in ("sonar", "sonar-llm"):
+    sizes = {part.name: sum(file.stat().st_size for file in part.iterdir()) for part in asset("mini").iterdir()}
+    assert sizes["speech"] <= 12e6 and sum(sizes.values()) - sizes["speech"] <= 40e6
+    for part in ("sonar", "sonar-llm", "speech"):
         card = (asset("mini") / part / "README.md").read_text(encoding="utf-8")
         for heading in ("Data", "Recipe", "Numbers", "Licence"):
             assert re.search(rf"^## {heading}", card, re.M), f"the card of {part} lacks {heading}"
@@ -39,6 +40,15 @@ def test_the_codec_says_and_translates_the_sentences_of_unseen_stories(model: sk
     assert min(report[f"bleu_{code}"] for code in rows[0]) >= FLOOR_AUTOENCODING
     assert report["bleu_translation"] >= FLOOR_TRANSLATION
     assert report["xsim_mean"] <= 2
+
+
+def test_voices_never_heard_are_understood() -> None:
+    pytest.importorskip("soundfile", reason='soundfile is not installed (pip install -e ".[speech]")')
+    spoken = speech_set("synthetic:24@test-unheard", synthetic=data_folder() / "speech")
+    sonar = sk.Sonar.from_pretrained("mini", speech="mini")
+    report = evaluate_speech(sonar, spoken.utterances, spoken.translations, into=["eng_Latn"], beam_size=1)["mean"]
+    assert report["bleu"] >= 60 and report["bleu_translation"] >= 50
+    assert report["cosine"] >= 0.8 and report["xsim"] <= 5
 
 
 def test_stories_go_on_and_end(model: sk.SonarLLM) -> None:
