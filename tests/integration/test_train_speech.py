@@ -88,7 +88,7 @@ def test_options_reach_the_run() -> None:
     arguments = ["speech", "--data", "a.tsv", "b.tsv", "--pooling", "max", "--width", "256", "--speeds", "1.0", "--mels", "0"]
     run = train.parse([*arguments, "--frozen-steps", "3"])
     assert isinstance(run, SpeechRun) and run.data == ("a.tsv", "b.tsv") and run.frozen_steps == 3
-    assert run.augment == AugmentConfig((1.0,), time_masks=0, mel_masks=1, mels=0)
+    assert run.augment == AugmentConfig((1.0,), time_masks=0, mel_masks=1, mels=0, silence=0.5, noise=0.1)
     assert run.speech_config(Sonar.from_pretrained("mini").config).pooling == "max"
     with pytest.raises(ValueError, match="needs a body of the kind w2v-bert, got conformer"):
         replace(run, init="w2v-bert:facebook/w2v-bert-2.0")
