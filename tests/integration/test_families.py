@@ -83,7 +83,7 @@ def test_a_run_goes_on_from_a_trained_model_of_its_shape(
     final = tmp_path / "first" / "final"
     train.main(command(family, codec, store, tmp_path / "second", init=final, steps=1, lr=1e-9))
     assert losses(tmp_path / "second")[0][1] < losses(tmp_path / "first")[0][1]
-    refused(train.main, command(family, codec, store, tmp_path / "third", init=final, ffn=64), "configuration is another")
+    refused(train.main, command(family, codec, store, tmp_path / "third", init=final, ffn=512), "configuration is another")
 
 
 def test_a_frozen_codec_held_in_bfloat16_changes_little(codec: Path, store: Path, tmp_path: Path) -> None:
