@@ -14,12 +14,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
 
 import numpy as np
 import tyro
@@ -358,8 +359,8 @@ def convert(
     decoder: str | None = None,
     nllb: str | None = None,
     tokenizer: Path | None = None,
-    heads: int = 16,
-    pooling: Literal["mean", "max", "last"] = "mean",
+    heads: int | None = None,
+    pooling: Literal["mean", "max", "last"] | None = None,
     to: Literal["sonarkit", "meta"] = "sonarkit",
     dtype: Literal["float32", "float16", "bfloat16"] = "float16",
 ) -> None:
@@ -379,8 +380,8 @@ def convert(
         decoder: The other half, alike.
         nllb: A Hugging Face folder or repository of NLLB, as the beginning of a codec.
         tokenizer: The SentencePiece model; Hugging Face folders have their own.
-        heads: Attention heads of Meta's files, which do not tell them.
-        pooling: How the encoder of Meta's files pools, unless by attention.
+        heads: Attention heads of Meta's files, which do not tell them; 16 unless told.
+        pooling: How the encoder of Meta's files pools, which they tell of attention only; mean unless told.
         to: "sonarkit" writes config.json, model.safetensors and the tokenizer; "meta" what sonar-space reads.
         dtype: Of the weights in our layout; Meta's are float32.
     """
@@ -388,6 +389,8 @@ def convert(
         raise ValueError("name one source: --codec NAME, or --encoder E with --decoder D, or --nllb N")
     if encoder is not None and Path(encoder).is_file() and tokenizer is None:
         raise ValueError("Meta's .pt files come without their tokenizer: add --tokenizer sentencepiece.source.256000.model")
+    if (heads or pooling) and not (encoder is not None and Path(encoder).is_file()):
+        raise ValueError("--heads and --pooling are for Meta's .pt files; every other source tells its own")
     import torch
 
     from sonarkit.codec.pipeline import Sonar
@@ -400,7 +403,7 @@ def convert(
         sonar = Sonar.from_nllb(nllb, tokenizer, dtype=kept)
     elif encoder is not None and decoder is not None and Path(encoder).is_file():
         assert tokenizer is not None
-        sonar = Sonar.from_meta(encoder, decoder, tokenizer, hints=ShapeHints(heads, pooling=pooling), dtype=kept)
+        sonar = Sonar.from_meta(encoder, decoder, tokenizer, hints=ShapeHints(heads or 16, pooling=pooling or "mean"), dtype=kept)
     else:
         assert encoder is not None and decoder is not None
         sonar = Sonar.from_huggingface(encoder, decoder, tokenizer, dtype=kept)
@@ -418,6 +421,7 @@ def evaluate_codec(
     every: int = 1,
     beam_size: int = 5,
     noise: tuple[float, ...] = (),
+    every_direction: bool = False,
     seed: int = 0,
     no_spbleu: bool = False,
     device: str = "cpu",
@@ -431,6 +435,7 @@ def evaluate_codec(
         sonarkit evaluate codec mini --on handwritten --langs en de --noise 0 0.1 0.2 0.5
         sonarkit evaluate codec sonar --on flores200_dataset --device cuda --out sonar.json
         sonarkit evaluate codec mini --on tatoeba_eng_deu.jsonl.gz@held-out
+        sonarkit evaluate codec mini --every 20 --every-direction
 
     Args:
         model: "mini", "sonar", "sonar-finetuned" or the folder of a codec.
@@ -441,6 +446,7 @@ def evaluate_codec(
         every: Take every n-th row.
         beam_size: Beams when decoding; 1 is greedy.
         noise: Also decode the pivot's vectors with such noise, relative to their size; must begin with 0.
+        every_direction: Instead of the table: BLEU from every language into every other, and xsim of each pair.
         seed: For --noise and for the hard negatives of xsim++.
         no_spbleu: BLEU by sacrebleu's own tokenizers, and nothing is fetched.
         device: Where to compute: cpu, cuda.
@@ -452,26 +458,27 @@ def evaluate_codec(
 
     if noise and (noise[0] != 0 or list(noise) != sorted(noise)):
         raise ValueError(f"noise levels must begin with 0 and rise, got {' '.join(map(str, noise))}")
+    if noise and every_direction:
+        raise ValueError("--noise belongs to the table that --every-direction replaces; ask for one after the other")
     rows = rows_of(on, langs, every)  # no model is loaded for want of a row
     from sonarkit.codec.pipeline import Sonar
+    from sonarkit.evaluation.codec import codec_report
     from sonarkit.evaluation.report import evaluate_codec, table_of
 
     sonar = Sonar.from_pretrained(model, checked_device(device))
-    rows = rows if langs else spoken(rows, sonar.languages)
-    report = evaluate_codec(
-        sonar,
-        rows,
-        pivot=pivot,
-        beam_size=beam_size,
-        spbleu=not no_spbleu,
-        noise=noise,
-        seed=seed,
-        tell=_tell,
-    )
-    _tell("")
-    head = {"on": on, "every": every}
-    print(f"{model} ({report['fingerprint']}) on {len(rows)} sentences of {on}, beam {beam_size}, {report['seconds']:.0f} s")
-    print(table_of(report))
+    rows, began = rows if langs else spoken(rows, sonar.languages), time.monotonic()
+    if every_direction:
+        found = codec_report(sonar, rows, beam_size=beam_size)
+        shown = "\n".join(f"{name:32s} {value:8.3f}" for name, value in found.items())
+        report: dict[str, Any] = {"fingerprint": sonar.fingerprint(), "beam_size": beam_size, **found}
+    else:
+        asked: dict[str, Any] = {"pivot": pivot, "beam_size": beam_size, "spbleu": not no_spbleu, "noise": noise, "seed": seed}
+        report = evaluate_codec(sonar, rows, **asked, tell=_tell)
+        shown = table_of(report)
+        _tell("")
+    head, seconds = {"on": on, "every": every}, time.monotonic() - began
+    print(f"{model} ({report['fingerprint']}) on {len(rows)} sentences of {on}, beam {beam_size}, {seconds:.0f} s")
+    print(shown)
     _write_json(out, head | report)
 
 

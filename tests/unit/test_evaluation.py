@@ -510,10 +510,15 @@ def test_the_command_prints_a_table_and_writes_json(
     found = json.loads(out.read_text())
     assert found["fingerprint"] == sonar.fingerprint() and found["on"].endswith("pairs.jsonl") and found["every"] == 1
     assert len(found["fragility"]["levels"]) == 2 and {"seconds", "signatures", "sentences", "space"} <= set(found)
+    status, told, _ = command(*fixed, "--on", tmp_path / "pairs.jsonl", "--every-direction", "--out", out)
+    found = json.loads(out.read_text())
+    names = ("bleu_eng_Latn", "bleu_eng_Latn-fra_Latn", "bleu_fra_Latn-eng_Latn", "bleu_translation", "xsim_mean")
+    assert status == 0 and {"fingerprint", "on", *names} <= set(found) and f"{'xsim_mean':32s} {found['xsim_mean']:8.3f}" in told
     for wrong, reason in (
         (("--on", tmp_path / "pairs.jsonl", "--langs", "en", "ita_Latn"), "ita_Latn"),
         (("--on", tmp_path / "no.jsonl"), "no evaluation set at"),
         (("--on", tmp_path / "pairs.jsonl", "--noise", 0.5), "must begin with 0"),
+        (("--on", tmp_path / "pairs.jsonl", "--noise", 0, 1, "--every-direction"), "one after the other"),
         (("--on", tmp_path / "pairs.jsonl", "--every", 3), "at least two rows"),
         (("--on", tmp_path / "pairs.jsonl", "--pivot", "de"), "pivot"),
     ):

@@ -205,6 +205,8 @@ def test_convert_goes_both_ways_and_explains_itself(
     assert "add --tokenizer" in capsys.readouterr().err
     assert run(str(tmp_path / "x"), "--encoder", str(tmp_path / "nothing"), "--decoder", "d") == 2
     assert "no folder" in capsys.readouterr().err
+    assert run(str(tmp_path / "x"), "--codec", str(tmp_path / "ours"), "--heads", "8") == 2
+    assert "tells its own" in capsys.readouterr().err
 
 
 def test_hugging_face_folders_that_are_not_whole(meta: Path, tmp_path: Path) -> None:
