@@ -296,13 +296,13 @@ class SpeechRun:
     synthetic:COUNT, which espeak-ng speaks into the folder `synthetic` first. The codec's vectors are kept beside each
     set's manifest, under the codec's fingerprint.
 
-    `init` is a speech encoder of the same shape to go on from, "mini" or a folder, or `w2v-bert:` and a w2v-BERT 2.0 of
-    Hugging Face's as the body; "" begins with random weights. Mean and max pooling keep the body's width, which must then be
-    the codec's; attention pooling has a pooler as wide as the codec's vectors; pooling "text" is the codec's text encoder, which
-    reads the pieces that the frames are heard as, and needs a `piece_weight`. For `frozen_steps` only the pooler learns. A body
-    with random weights needs a `ctc_weight` (see `SpeechTask`): without it `mini` gave every sentence little but the mean of
-    all vectors for as long as it was tried, 11 000 utterances. With a `decoder_weight` it learns through the frozen
-    decoder, too.
+    `init` is a speech encoder of the same shape to go on from, "mini" or a folder; `body:` and one whose body alone is taken,
+    under a fresh pooling; or `w2v-bert:` and a w2v-BERT 2.0 of Hugging Face's as the body; "" begins with random weights. Mean
+    and max pooling keep the body's width, which must then be the codec's; attention pooling has a pooler as wide as the codec's
+    vectors; pooling "text" is the codec's text encoder, which reads the pieces that the frames are heard as, and needs a
+    `piece_weight`. For `frozen_steps` only the pooler learns. A body with random weights needs a `ctc_weight` (see
+    `SpeechTask`): without it `mini` gave every sentence little but the mean of all vectors for as long as it was tried, 11 000
+    utterances. With a `decoder_weight` it learns through the frozen decoder, too.
     A step has about `seconds_per_step` of sound on all ranks together, a micro-batch at most `micro_seconds`, an
     utterance at most `max_seconds`. A sound file that is listed but not there stops the run, or with `skip_missing` is left out
     and counted on the console.

@@ -560,16 +560,17 @@ def targets_of(opened: SpeechSet, sonar: Sonar, world: World) -> Targets:
 
 
 def _speech_encoder(run: SpeechRun, codec: CodecConfig) -> SpeechEncoder:
-    """What a run begins with: random weights, w2v-BERT under a fresh pooling, or a trained encoder of the same shape."""
+    """What a run begins with: random weights, a body under a fresh pooling, or a trained encoder of the same shape."""
     config = run.speech_config(codec)
-    if run.init and not run.init.startswith("w2v-bert:"):
+    kind, _, source = run.init.partition(":")
+    if run.init and kind not in ("body", "w2v-bert"):
         found = SpeechEncoder.from_pretrained(run.init)
         _same_shape(run.init, replace(found.config, codec=""), config)
         return found.train()
     encoder = SpeechEncoder(config)
     if run.init:
-        pretrained = SpeechEncoder.from_w2v_bert(run.init.removeprefix("w2v-bert:"))
-        _same_shape(run.init, pretrained.config.body, replace(config.body, dropout=0.0))
+        pretrained = (SpeechEncoder.from_pretrained if kind == "body" else SpeechEncoder.from_w2v_bert)(source)
+        _same_shape(run.init, replace(pretrained.config.body, dropout=config.body.dropout), config.body)
         encoder.body.load_state_dict(pretrained.body.state_dict(), assign=True)
     return encoder
 

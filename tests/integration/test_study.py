@@ -147,15 +147,32 @@ def test_poolings_of_speech_are_trained_and_judged(capsys: pytest.CaptureFixture
         "--test",
         "synthetic:8@test-unheard",
     ]
-    options += ["--steps", 2, "--layers", 1, "--ffn", 16, "--seconds-per-step", 8, "--jobs", 1, "--seeds", 0, 1]
+    options += [
+        "--steps",
+        2,
+        "--body-steps",
+        3,
+        "--layers",
+        1,
+        "--ffn",
+        16,
+        "--seconds-per-step",
+        8,
+        "--jobs",
+        1,
+        "--seeds",
+        0,
+        1,
+    ]
     study.main([str(word) for word in options])
     printed = capsys.readouterr().out
-    assert "attention, seed 1: X-eng " in printed
+    assert "body, pooled by text: X-eng " in printed and "attention, seed 1: X-eng " in printed
+    assert all("_pieces" not in row for row in (tmp_path / "max-0" / "metrics.jsonl").read_text().splitlines())
     table = (tmp_path / "table.md").read_text(encoding="utf-8").strip()
     assert table in printed and "| max | " in table and "(28.1)" in table.splitlines()[3] and "X-eng: " in table.splitlines()[-1]
     assert [len(list(folder.glob("*.vectors*"))) for folder in (tmp_path / "speech").glob("t*")] == [1, 1]  # one teacher for all
     kept = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
-    assert list(kept["rows"]) == ["mean", "max", "attention"]
+    assert list(kept["rows"]) == ["mean", "max", "attention"] and len(kept["body"]["body, pooled by text"]) == 4
     assert all(len(seed) == len(kept["metrics"]) == 4 for seeds in kept["rows"].values() for seed in seeds)
     study.main([str(word) for word in options])
     assert capsys.readouterr().out.strip() == table  # nothing is done again

@@ -160,6 +160,11 @@ def test_a_run_goes_on_from_an_encoder_of_its_shape(
     train.main(command(codec, manifest, tmp_path / "second", init=final, steps=1, lr=1e-9))
     assert losses(tmp_path / "second")[0][1] < losses(tmp_path / "first")[0][1]
     refused(train.main, command(codec, manifest, tmp_path / "third", init=final, ffn=48), "configuration is another", "ffn")
+    body = {"init": f"body:{final}", "pooling": "text", "piece_weight": 1.0}
+    refused(train.main, command(codec, manifest, tmp_path / "fourth", **body, ffn=48), "body:", "configuration is another", "ffn")
+    train.main(command(codec, manifest, tmp_path / "fifth", **body, steps=1, lr=1e-9, weight_decay=0))
+    before, after = (SpeechEncoder.from_pretrained(of).body.state_dict() for of in (final, tmp_path / "fifth" / "final"))
+    assert all(torch.allclose(before[name], after[name], atol=1e-3) for name in before)
 
 
 def test_w2v_bert_waits_while_its_pooler_learns(codec: Path, manifest: Path, tmp_path: Path) -> None:

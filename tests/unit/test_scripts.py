@@ -71,7 +71,7 @@ def test_letters_are_those_of_unicodes_own_table():
     han = {"Hans": "Hani", "Hant": "Hani", "Zzzz": ""}
     wrong = [unicodedata.name(c) for c in characters if han.get(script(c), script(c)) != table.get(c, "")]
     modifiers = [name for name in wrong if "MODIFIER" in name]
-    assert len(modifiers) < 200 and len(wrong) - len(modifiers) < 20, wrong  # of 130 000: signs such as KELVIN SIGN
+    assert len(modifiers) < 250 and len(wrong) - len(modifiers) < 20, wrong  # of 130 000: signs such as KELVIN SIGN
 
 
 def test_chinese_is_written_in_two_ways():
