@@ -478,14 +478,13 @@ class Scaling(ModelStudy):
     Every model takes `steps` steps. Losses, each in its family's own unit, are those of all validation stories; bits per byte,
     which all have in common, of the first `limit` of them, for a diffusion LCM without guidance.
 
-    A step of all 24 models takes 21 seconds of one core (AVX-512 with bfloat16 products; five steps of each on a busy machine),
-    most of them by SONAR-LLM's seeds (12) and the token-level models (6). So 600 steps, about one pass over the stories, are
-    3.5 hours of one core, an estimate: with two jobs on two cores about two hours, encoding and telling aside.
+    With two jobs on two cores (AVX-512 with bfloat16 products) the 24 models took two hours beside other work, the largest
+    token-level model 42 minutes of them.
     """
 
     out: Path = Path("runs/scaling")
     sizes: tuple[str, ...] = tuple(SIZES)
-    steps: int = 600
+    steps: int = 400
     seeds: int = 3
     baseline_seeds: int = 1
     limit: int = 100

@@ -17,6 +17,7 @@ from scipy.optimize import least_squares, nnls
 from sonarkit.evaluation.statistics import Interval
 
 LEAST_SIZES = 4  # three parameters, and something left to doubt them by
+LEAST = 1e-6  # a limit b below this share of the least loss is none: 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def fit_scaling(
 
     Intervals are by a parametric bootstrap: errors of log L are normal, with the variance that the residuals tell
     over n - 3 degrees of freedom, which is itself uncertain by as much: few points give wide intervals. Fewer than four sizes
-    or losses that do not fall give no law, and `problem` says so.
+    or losses that do not fall give no law, and `problem` says so. Losses on a straight line in logarithms have no limit: b is 0,
+    and its interval begins there.
 
     Raises ValueError for sizes or losses that are not above 0, and different numbers of both.
     """
@@ -136,9 +138,16 @@ def fit_scaling(
     generator = np.random.default_rng(seed)
     deviations = np.sqrt(squares / generator.chisquare(len(x_P) - 3, resamples))
     noise_RP = deviations[:, None] * generator.standard_normal((resamples, len(x_P)))
-    draws = [_solve(x_P, fitted_P + noise_P, theta)[0] for noise_P in noise_RP]
-    named = np.array([_named(draw, centre) for draw in draws])
-    log_a, alpha, b = _named(theta, centre)
+    least = LEAST * float(loss_P.min())
+    begun = [theta]
+    if math.exp(theta[2]) < least:  # b has no slope there: from theta alone no draw would leave it
+        begun = _starts(x_P, loss_P)[1::3]
+    draws = []
+    for noise_P in noise_RP:
+        drawn = (_solve(x_P, fitted_P + noise_P, start, 200) for start in begun)
+        draws.append(min(drawn, key=lambda found: found[1])[0])
+    named = np.array([_named(draw, centre, least) for draw in draws])
+    log_a, alpha, b = _named(theta, centre, least)
     law = Law(math.exp(log_a), alpha, b)
     intervals = {}
     for column, (name, value) in enumerate(asdict(law).items()):
@@ -163,10 +172,10 @@ def _starts(x_P: np.ndarray, loss_P: np.ndarray) -> list[np.ndarray]:
     return starts
 
 
-def _solve(x_P: np.ndarray, log_loss_P: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
-    """theta and the sum of its squared residuals."""
+def _solve(x_P: np.ndarray, log_loss_P: np.ndarray, start: np.ndarray, most: int = 2000) -> tuple[np.ndarray, float]:
+    """theta and the sum of its squared residuals, after at most `most` evaluations."""
     found = least_squares(
-        _residuals, start, _slopes, method="lm", args=(x_P, log_loss_P), xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=2000
+        _residuals, start, _slopes, method="lm", args=(x_P, log_loss_P), xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=most
     )
     return found.x, 2 * float(found.cost)
 
@@ -188,7 +197,7 @@ def _slopes(theta: np.ndarray, x_P: np.ndarray, log_loss_P: np.ndarray) -> np.nd
     return -np.stack([share_P, -share_P * math.exp(min(theta[1], 5)) * x_P, 1 - share_P], 1)
 
 
-def _named(theta: np.ndarray, centre: float) -> tuple[float, float, float]:
-    """log a, alpha and b."""
-    alpha = math.exp(theta[1])
-    return float(theta[0] + alpha * centre), alpha, math.exp(theta[2])
+def _named(theta: np.ndarray, centre: float, least: float) -> tuple[float, float, float]:
+    """log a, alpha and b, of which what is below `least` is 0."""
+    alpha, b = math.exp(theta[1]), math.exp(theta[2])
+    return float(theta[0] + alpha * centre), alpha, b if b > least else 0.0

@@ -61,6 +61,13 @@ def test_a_law_without_a_floor_is_found_too() -> None:
     assert fit.law is not None and fit.law.alpha == pytest.approx(0.2, rel=0.01) and fit.law.b < 0.01
 
 
+def test_where_the_best_floor_is_none_it_may_still_be_high() -> None:
+    """From four points that lie nearly on a line, those of a study's token-level models."""
+    fit = fit_scaling([387_744, 1_394_080, 4_508_416, 12_392_832], [3.0832, 1.9125, 1.0149, 0.6965], resamples=60)
+    assert fit.law is not None and fit.law.b == fit.intervals["b"].low == 0
+    assert fit.intervals["b"].high > 0.3 and fit.predict(1e8).high > 3 * fit.predict(1e8).low
+
+
 def test_too_few_sizes_give_no_numbers() -> None:
     fit = fit_scaling([1e6, 1e7, 1e8, 1e8], [3.0, 2.0, 1.5, 1.6])
     assert fit.law is None and not fit.intervals and math.isnan(fit.r2)
