@@ -31,7 +31,7 @@ import tyro
 from torch import Tensor, nn
 
 from sonarkit.codec import speech
-from sonarkit.codec.config import PoolerConfig
+from sonarkit.codec.config import CodecConfig, PoolerConfig
 from sonarkit.recipes import SpeechRun, recipe
 from sonarkit.training.optimizer import make_optimizer
 
@@ -60,7 +60,7 @@ def sound(options: Options) -> list[Tensor]:
 def config(name: str, options: Options) -> speech.SpeechConfig:
     run = recipe("speech", "600M")
     assert isinstance(run, SpeechRun)
-    whole = run.speech_config(1024)
+    whole = run.speech_config(CodecConfig(("eng_Latn",)))  # Meta's width, 1024
     body = replace(whole.body, kind="conformer" if name == "conformer" else "w2v-bert")
     if options.quick:
         body = replace(body, width=64, layers=2, heads=4, ffn=128)
