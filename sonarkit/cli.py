@@ -479,7 +479,7 @@ def evaluate_codec(
     head, seconds = {"on": on, "every": every}, time.monotonic() - began
     print(f"{model} ({report['fingerprint']}) on {len(rows)} sentences of {on}, beam {beam_size}, {seconds:.0f} s")
     print(shown)
-    _write_json(out, head | report)
+    _write_json(out, head | {"seconds": round(seconds, 1)} | report)
 
 
 def evaluate_stories(
