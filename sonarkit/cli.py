@@ -458,8 +458,10 @@ def evaluate_codec(
 
     if noise and (noise[0] != 0 or list(noise) != sorted(noise)):
         raise ValueError(f"noise levels must begin with 0 and rise, got {' '.join(map(str, noise))}")
-    if noise and every_direction:
-        raise ValueError("--noise belongs to the table that --every-direction replaces; ask for one after the other")
+    of_the_table = {"--noise": bool(noise), "--pivot": pivot != "eng_Latn", "--seed": seed != 0}
+    if every_direction and any(of_the_table.values()):
+        which = " and ".join(option for option, given in of_the_table.items() if given)
+        raise ValueError(f"{which}: of the table that --every-direction replaces; ask for one after the other")
     rows = rows_of(on, langs, every)  # no model is loaded for want of a row
     from sonarkit.codec.pipeline import Sonar
     from sonarkit.evaluation.codec import codec_report

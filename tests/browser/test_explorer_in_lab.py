@@ -20,11 +20,17 @@ PLACE = """([trace, index]) => {
   return [box.x + xaxis._offset + x, box.y + yaxis._offset + y];
 }"""
 DRAWN = "() => [...document.querySelectorAll('.sk-map, .sk-map *')].some(p => p._fullLayout && p.data.length > 5)"
+DRAGS_A_LINE = "() => [...document.querySelectorAll('.sk-map, .sk-map *')].some(p => p._fullLayout?.dragmode === 'drawline')"
 
 
 def at(notebook: OpenNotebook, trace: int | None, index: float) -> tuple[float, float]:
-    x, y = notebook.page.evaluate(PLACE, [trace, index])
-    return x, y
+    """That place, once it has stopped moving: a page that has just been resized is laid out again for a while."""
+    last, still = None, 0
+    while still < 5:
+        place = notebook.page.evaluate(PLACE, [trace, index])
+        last, still = place, still + 1 if place == last else 0
+        notebook.page.wait_for_timeout(100)
+    return place[0], place[1]
 
 
 def click(notebook: OpenNotebook, place: tuple[float, float]) -> None:
@@ -63,6 +69,7 @@ def test_space_explorer(open_notebook: Callable[[str], OpenNotebook]) -> None:
 
     page.locator(".sk-map").first.scroll_into_view_if_needed()
     page.locator("[data-val=drawline]").last.click()
+    page.wait_for_function(DRAGS_A_LINE)
     start, end = at(notebook, 1, 0), at(notebook, 1, 8)
     page.mouse.move(*start)
     page.mouse.down()

@@ -519,6 +519,7 @@ def test_the_command_prints_a_table_and_writes_json(
         (("--on", tmp_path / "no.jsonl"), "no evaluation set at"),
         (("--on", tmp_path / "pairs.jsonl", "--noise", 0.5), "must begin with 0"),
         (("--on", tmp_path / "pairs.jsonl", "--noise", 0, 1, "--every-direction"), "one after the other"),
+        (("--on", tmp_path / "pairs.jsonl", "--pivot", "deu_Latn", "--every-direction"), "--pivot: of the table"),
         (("--on", tmp_path / "pairs.jsonl", "--every", 3), "at least two rows"),
         (("--on", tmp_path / "pairs.jsonl", "--pivot", "de"), "pivot"),
     ):
