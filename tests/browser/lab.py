@@ -60,7 +60,8 @@ READY = """async () => {
 RUN_ALL = """async () => {
   const app = window.jupyterapp;
   const panel = app.shell.currentWidget;
-  await app.commands.execute("notebook:run-all-cells");
+  const late = new Promise((_, no) => setTimeout(() => no(new Error("the cells did not end in 10 minutes")), 600000));
+  await Promise.race([app.commands.execute("notebook:run-all-cells"), late]);
   return panel.content.model.sharedModel.cells.filter((cell) => cell.cell_type === "code").map((cell) => ({
     ran: cell.execution_count !== null,
     errors: cell.outputs.filter((o) => o.output_type === "error").map((o) => `${o.ename}: ${o.evalue}`),
