@@ -199,7 +199,19 @@ def foreign_configuration(folder: Path) -> Reader:
 def speech(ending: str) -> Callable[[Path], Reader]:
     from sonarkit.text.speech_data import open_speech
 
-    return file_reader(f"a{ending}", lambda path: open_speech(path, skip_missing=True))
+    def make(folder: Path) -> Reader:
+        (folder / "a.wav").write_bytes(wave())  # that the manifest names
+        return file_reader(f"a{ending}", lambda path: open_speech(path, skip_missing=True))(folder)
+
+    return make
+
+
+def wave() -> bytes:
+    import soundfile
+
+    sink = io.BytesIO()
+    soundfile.write(sink, [0.0, 0.5, -0.5] * 600, 8000, format="WAV")
+    return sink.getvalue()
 
 
 def sound(folder: Path) -> Reader:
@@ -326,7 +338,7 @@ def seeds(name: str, folder: Path) -> list[bytes]:
             "config-codec": json.loads((asset("mini/sonar") / "config.json").read_text()),
             "config-speech": {"width": 8, "body": {"width": 8, "heads": 2, "layers": 1}, "pooling": "mean", "pooler": None},
             "config-sonar-llm": {"backbone": backbone, "embedding": 8, "codec": "mini"},
-            "config-diffusion-lcm": {"backbone": backbone, "denoiser_layers": 2, "noise": {"steps": 10}},
+            "config-diffusion-lcm": {"backbone": backbone, "denoiser_layers": 2, "noise": {"timesteps": 10}},
         }
         return [json.dumps(told[kind]).encode()]
     if name == "foreign-config":
@@ -342,11 +354,7 @@ def seeds(name: str, folder: Path) -> list[bytes]:
             else b'{"path": "a.wav", "text": "Go.", "language": "en"}\n'
         ]
     if name == "sound":
-        import soundfile
-
-        sink = io.BytesIO()
-        soundfile.write(sink, [0.0, 0.5, -0.5] * 600, 8000, format="WAV")
-        return [sink.getvalue()]
+        return [wave()]
     if name == "metrics":
         train = '{"kind": "train", "step": 10, "seconds": 3.0, "loss_nats_per_token": 1.5, "lr": 1e-3, "tokens_per_s": 9.5, '
         return [
@@ -359,7 +367,8 @@ def seeds(name: str, folder: Path) -> list[bytes]:
     if name == "moses":
         return [b"The fox ran.\nMia slept.\n\0Der Fuchs lief.\nMia schlief.\n"]
     assert name == "text", name
-    return ["“Where is it?” asked Tom. Mr. Fox… ran! « Oui », dit-il. 3. Mai\n\n你好。再见！".encode(), b"s\xed\xa0\xbd deu_Latn"]
+    sentences = "“Where is it?” asked Tom. Mr. Fox… ran! « Oui », dit-il. 3. Mai\n\n你好。再见！"
+    return [sentences.encode(), b"s\xed\xa0\xbd deu_Latn", b"deu_Latn"]
 
 
 def weight_seeds(name: str) -> list[bytes]:
@@ -372,18 +381,19 @@ def weight_seeds(name: str) -> list[bytes]:
     from sonarkit.text.tokenizer import train_tokenizer
 
     tokens = train_tokenizer(["The fox ran home.", "Mia slept."] * 5, 277, ("eng_Latn",))
-    config = codec_config(("eng_Latn",), tokens.size, 2, 1, 1, 1, 2)
+    config = codec_config(("eng_Latn",), tokens.size, 16, 1, 1, 1, 2)
     if name == "checkpoint-index":
         from torch.distributed import checkpoint
 
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save({"model": {"a": torch.zeros(2)}, "lr": 0.5}, checkpoint_id=folder, no_dist=True)
             return [(Path(folder) / ".metadata").read_bytes()]
-    tensors = meta_tensors(Sonar(config, tokens), config, "encoder")
+    sonar = Sonar(config, tokens)
+    tensors = meta_tensors(sonar, config, "encoder") | meta_tensors(sonar, config, "decoder")
     if name == "our-weights":
         return [safetensors.torch.save({"a": torch.zeros(2)}, {"format": "sonarkit-sonar-llm-1"})]
     if name == "weights.safetensors":
-        return [safetensors.torch.save(tensors)]
+        return [safetensors.torch.save({name: tensor.clone() for name, tensor in tensors.items()})]  # two are one
     found = []
     for saved in ({"model": tensors}, {"state_dict": tensors, "embed_tokens": torch.nn.Embedding(3, 2)}):
         for zipped in (True, False):
