@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -38,6 +39,14 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no index does, and sonarkit runs no code of a file")
 
 
+def _unpickled(data: bytes) -> Any:
+    for opcode, argument, _ in pickletools.genops(data):
+        # The unpickler's memory of objects is a list, made as long as the largest number at once.
+        if opcode.name.endswith("PUT") and int(argument or 0) > len(data):
+            raise pickle.UnpicklingError(f"it numbers an object {argument} in {len(data)} bytes")
+    return _Unpickler(io.BytesIO(data)).load()
+
+
 class Reader(FileSystemReader):
     """Reads the folder of a checkpoint. ValueError for an index that is damaged, foreign or points out of it."""
 
@@ -46,7 +55,7 @@ class Reader(FileSystemReader):
         path = Path(self.path, ".metadata")
         data = path.read_bytes()
         try:
-            index: Metadata = _Unpickler(io.BytesIO(data)).load()
+            index: Metadata = _unpickled(data)
             outside = [str(at.relative_path) for at in index.storage_data.values() if PurePath(at.relative_path).parts[1:]]
         except Exception as error:  # damaged bytes make an unpickler raise almost anything
             raise ValueError(f"{path} is no index of a checkpoint ({error})") from error

@@ -118,6 +118,13 @@ def test_the_index_of_a_checkpoint_runs_nothing(saved: Path) -> None:
         index.write_bytes(damaged)
         with pytest.raises(ValueError, match="is no index of a checkpoint"):
             load(saved)
+    index.write_bytes(b"\x80\x04]r" + (1 << 28).to_bytes(4, "little") + b".")  # as found by fuzzing: 4 GB for one object
+
+    def refused() -> None:
+        with pytest.raises(ValueError, match="is no index of a checkpoint .it numbers an object 268435456 in 9 bytes"):
+            load(saved)
+
+    assert peak_of(refused) < 1e6
     for place in ("../../../secret", "/etc/passwd", "../state/__0_0.distcp"):
         metadata = pickle.loads(sound)
         for info in metadata.storage_data.values():
