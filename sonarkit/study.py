@@ -66,6 +66,7 @@ from sonarkit.models.diffusion_lcm import SamplingConfig  # noqa: E402
 from sonarkit.models.family import guided_by, load_model, trained_parameters  # noqa: E402
 from sonarkit.store.reader import Store  # noqa: E402
 from sonarkit.train import targets_of, train_run  # noqa: E402
+from sonarkit.training.loop import TrainConfig  # noqa: E402
 from sonarkit.training.metrics import loss_key, read_metrics  # noqa: E402
 from sonarkit.training.optimizer import OptimizerConfig  # noqa: E402
 
@@ -623,11 +624,8 @@ def poolings(study: Poolings) -> str:
     for spec in (f"synthetic:{study.count}", study.test):  # once, before the jobs would each make them
         targets_of(speech_set(spec, synthetic=study.synthetic, progress=True), sonar, start())
     base = recipes.speech_mini()
-    width, steps = sonar.config.width, study.steps
-    optimizer = replace(base.train.optimizer, warmup_steps=min(base.train.optimizer.warmup_steps, steps // 10))
-    train = replace(
-        base.train, steps=steps, optimizer=optimizer, threads=study.threads, eval_every=0, save_every=0, tensorboard=False
-    )
+    width = sonar.config.width
+    train = replace(base.train, threads=study.threads, eval_every=0, save_every=0, tensorboard=False)
     body = BodyConfig(width, study.layers, study.heads, study.ffn, kernel=15, subsampling="convolution")
     run = replace(
         base,
@@ -641,13 +639,18 @@ def poolings(study: Poolings) -> str:
         pooler_heads=study.heads,
         pooler_ffn=study.ffn,
     )
-    alone = replace(train, out=study.out / "body", steps=study.body_steps, threads=study.jobs * study.threads, save_every=500)
+
+    def taking(steps: int, **changed: Any) -> TrainConfig:
+        optimizer = replace(base.train.optimizer, warmup_steps=min(base.train.optimizer.warmup_steps, steps // 10))
+        return replace(train, steps=steps, optimizer=optimizer, **changed)
+
+    alone = taking(study.body_steps, out=study.out / "body", threads=study.jobs * study.threads, save_every=500)
     hearing = spread([Job("body, pooled by text", replace(run, train=alone), judge_speech, {"test": study.test})], 1)
     run = replace(run, init=f"body:{study.out / 'body' / 'final'}", piece_weight=0.0)
     jobs, rows = [], dict[str, list[list[float]]]()
     for seed in study.seeds:
         for pooling in ("mean", "max", "attention"):
-            this = replace(run, pooling=pooling, train=replace(train, out=study.out / f"{pooling}-{seed}", seed=seed))
+            this = replace(run, pooling=pooling, train=taking(study.steps, out=study.out / f"{pooling}-{seed}", seed=seed))
             jobs.append(Job(f"{pooling}, seed {seed}", this, judge_speech, {"test": study.test}))
     for name, found in spread(jobs, study.jobs).items():
         rows.setdefault(name.partition(",")[0], []).append(found)
