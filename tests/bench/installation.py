@@ -74,7 +74,7 @@ def built(folder: Path) -> Path:
 
 def tried(python: str, wheel: Path, tests: bool, extras: tuple[str, ...]) -> str:
     """One line of the table; of what failed, the last lines."""
-    python, _, torch = python.partition(":")
+    python, torch = re.fullmatch(r"(.+?)(?::(\d+\.[\d.]+))?", python).groups()  # type: ignore[union-attr]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         environment, elsewhere = Path(temporary) / "environment", Path(temporary) / "elsewhere"
