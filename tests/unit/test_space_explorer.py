@@ -275,3 +275,17 @@ def test_what_does_not_fit_is_named(sonar: Sonar) -> None:
         SpaceExplorer(sonar, TEXTS, LANGUAGES, vectors=np.ones((4, 7)))
     with pytest.raises(ValueError, match="unknown language 'klingon'"):
         SpaceExplorer(sonar, TEXTS, "klingon")
+
+
+def test_a_closed_explorer_lets_go_of_codec_and_vectors(explorer: SpaceExplorer) -> None:
+    explorer.close()
+    said = "This SpaceExplorer is closed; run its cell again, or make another one."
+    explorer.select(0)
+    assert explorer.status.text == said
+    explorer.add("The fox ran home.")
+    explorer.wait()
+    assert explorer.status.text == said
+    with pytest.raises(ValueError, match="closed"):
+        explorer.decode_at(0.0, 0.0)
+    with pytest.raises(AttributeError, match="'SpaceExplorer' object has no attribute 'sonars'"):
+        explorer.sonars  # noqa: B018

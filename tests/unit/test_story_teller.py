@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gc
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -245,3 +247,21 @@ def test_a_hostile_file_is_a_sentence_and_changes_nothing(
     assert "<script>" not in teller.status.value and "<b>x" not in teller.status.value
     teller.load(tmp_path / "nothing.json")
     assert "No such file" in teller.status.text
+
+
+def test_a_closed_teller_lets_go_of_its_model_and_keeps_its_tree(sonar: Sonar, tmp_path: Path) -> None:
+    model = SonarLLM(SonarLLMConfig(BackboneConfig(24, 48, 2, 3, 8), 32, "tiny", sonar.fingerprint()), sonar).eval()
+    teller = StoryTeller(model, PROMPT, config=CONFIG)
+    teller.tell()
+    teller.wait()
+    story, held = told(teller), weakref.ref(model)
+    del model
+    teller.close()
+    gc.collect()
+    assert held() is None
+    teller.save(tmp_path / "story.json")
+    assert [node.sentence for node in StoryTree.load(tmp_path / "story.json").path()] == story
+    teller.back()
+    teller.tell()
+    teller.wait()
+    assert teller.status.text == "This StoryTeller is closed; run its cell again, or make another one."

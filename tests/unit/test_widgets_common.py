@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 
 import comm
+import ipywidgets as widgets
 import plotly.graph_objects as go
 import pytest
 from comm.base_comm import BaseComm
+from ipywidgets.widgets.widget import _instances
 
-from sonarkit.explore.widgets.common import Status, WholeFigure, Work, as_sentence, show_in_place
+from sonarkit.explore.widgets import common
+from sonarkit.explore.widgets.common import Panel, Status, WholeFigure, Work, as_sentence, show_in_place
 
 
 def test_status_shows_text_as_it_stands() -> None:
@@ -88,3 +91,37 @@ def test_a_figure_changes_in_place_or_gets_other_traces() -> None:
     show_in_place(shown, go.Figure([go.Scatter(name="b", y=[3]), go.Scatter(name="a", y=[4])]))
     assert [trace.name for trace in shown.data] == ["b", "a"] and shown.layout.xaxis.range == (0, 5)
     assert [trace["name"] for trace in shown._widget_data] == ["b", "a"], "what a later page is built from"
+
+
+def test_running_a_cell_again_closes_what_it_made_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    message: dict = {}
+
+    class Shell:
+        def get_parent(self) -> dict:
+            return message
+
+    def run(cell: str | None, number: str, panels: int = 1) -> list[Panel]:
+        message.update(header={"msg_id": number}, metadata={"cellId": cell} if cell else {})
+        return [Panel([widgets.HBox([widgets.Button()])]) for _ in range(panels)]
+
+    monkeypatch.setattr(common, "get_ipython", Shell)
+    (other,), former = run("b", "1"), run("a", "2", 2)
+    unnamed = run(None, "3") + run(None, "4")  # from a page that does not say which cell it runs
+    assert all(panel.comm for panel in [other, *former, *unnamed])
+    (newer,) = run("a", "5")
+    assert [panel.comm for panel in former] == [None, None]
+    assert all(panel.comm for panel in [newer, other, *unnamed])
+
+
+def test_nothing_is_kept_of_a_closed_panel() -> None:
+    before = set(_instances)
+    figure = WholeFigure(go.Figure(go.Scatter(y=[1])))
+    panel = Panel([widgets.VBox([widgets.Select(options=["a"]), figure]), Status()])
+    panel.work, stopped = Work(Status()), Work(Status())
+    assert len(set(_instances) - before) > 10
+    for status in (panel.work.status, stopped.status):
+        for part in (status.style, status.layout, status):
+            part.close()
+    panel.close()
+    panel.close()
+    assert set(_instances) <= before and panel.work.stopping and not stopped.stopping

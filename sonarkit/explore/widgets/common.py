@@ -5,11 +5,14 @@ from __future__ import annotations
 import html
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import anywidget
 import ipywidgets as widgets
 import plotly.graph_objects as go
+from IPython import get_ipython
 
 
 class Status(widgets.HTML):
@@ -109,7 +112,11 @@ class Work:
 
 
 class OwnKeys(anywidget.AnyWidget):
-    """See `own_keys`."""
+    """Lets the controls in each box of class `sk-own-keys` have the keys that are pressed in them.
+
+    JupyterLab takes arrows, Enter and letters for its own shortcuts wherever nothing can be typed: with the focus in a
+    list of choices, the arrow keys would walk through the cells of the notebook.
+    """
 
     _esm = """
     function keep(event) {
@@ -119,14 +126,60 @@ class OwnKeys(anywidget.AnyWidget):
     """
 
 
-def own_keys(box: widgets.Box) -> None:
-    """Let the controls in `box` have the keys pressed in them.
+class Panel(widgets.VBox):
+    """What fills the output of a notebook cell. It has the keys pressed in it, and is closed when its cell runs again.
 
-    JupyterLab takes arrows, Enter and letters for its own shortcuts wherever nothing can be typed: with the focus in a
-    list of choices, the arrow keys would walk through the cells of the notebook.
+    ipywidgets keeps a widget until it is closed, also when its output is gone from the page, and the widget keeps its model.
+    ValueError from a closed panel for what it has let go of.
     """
-    box.add_class("sk-own-keys")
-    box.children += (OwnKeys(layout=widgets.Layout(display="none")),)
+
+    let_go: ClassVar[tuple[str, ...]] = ()  # attributes that are large; a closed panel no longer has them
+    work: Work  # where it does something in the background
+    _made_in: tuple[str | None, str | None] = (None, None)  # cell, and which run of it
+
+    def __init__(self, children: Sequence[widgets.Widget]) -> None:
+        super().__init__([*children, OwnKeys(layout=widgets.Layout(display="none"))])
+        self.add_class("sk-own-keys")
+        self._made_in = cell, run = _running_cell()
+        for other in list(_PANELS):
+            if cell is not None and other._made_in[0] == cell and other._made_in[1] != run:
+                other.close()
+        _PANELS.add(self)
+
+    def close(self) -> None:
+        """Take it off the page, with all its parts, end its work after the present step, and let go of models and vectors."""
+        if hasattr(self, "work"):
+            self.work.stop()
+        if self.comm is not None:
+            for part in list(_parts(self)):
+                part.close()
+        for name in self.let_go:
+            self.__dict__.pop(name, None)
+        super().close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.let_go:
+            raise ValueError(f"this {type(self).__name__} is closed; run its cell again, or make another one")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+_PANELS: WeakSet[Panel] = WeakSet()
+
+
+def _running_cell() -> tuple[str | None, str | None]:
+    """-> id of the notebook cell that runs now, where the page says it, as JupyterLab does; and id of this run of it."""
+    message: dict[str, Any] = getattr(get_ipython(), "get_parent", dict)()
+    return message.get("metadata", {}).get("cellId"), message.get("header", {}).get("msg_id")
+
+
+def _parts(widget: widgets.Widget) -> Iterator[widgets.Widget]:
+    """The widgets that a widget is made of, the innermost first."""
+    for name in widget.keys:
+        value = getattr(widget, name)
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(part, widgets.Widget):
+                yield from _parts(part)
+                yield part
 
 
 def as_sentence(error: BaseException) -> str:

@@ -21,7 +21,7 @@ import torch
 
 from sonarkit.codec.pipeline import Sonar
 from sonarkit.explore import figures, geometry
-from sonarkit.explore.widgets.common import Caught, Status, WholeFigure, Work, own_keys, show_in_place
+from sonarkit.explore.widgets.common import Caught, Panel, Status, WholeFigure, Work, show_in_place
 from sonarkit.store.reader import Store
 from sonarkit.text.languages import per_text, resolve
 from sonarkit.text.sentences import split_sentences
@@ -188,7 +188,7 @@ def lines_html(title: str, lines: Sequence[tuple[str, str]]) -> str:
 # ---------------------------------------------------------------------- the widget
 
 
-class SpaceExplorer(widgets.VBox):
+class SpaceExplorer(Panel):
     """A map of sentences to click on, walk over and add to; what lies between the sentences is decoded.
 
         SpaceExplorer(sonar, texts, languages)           # languages: one code, or one per text
@@ -200,6 +200,9 @@ class SpaceExplorer(widgets.VBox):
     goes wrong is a sentence in `status`.
     ValueError for fewer than three texts and vectors of another shape, UnknownLanguageError.
     """
+
+    let_go = ("sonar", "vectors_ND", "_planes")
+    work: _Queue
 
     def __init__(
         self,
@@ -235,7 +238,6 @@ class SpaceExplorer(widgets.VBox):
         self.work = _Queue(self.status)
         self._build()
         super().__init__(self._layout())
-        own_keys(self)
         self.add_class("sk-explorer")
         self.status.say("Click on a sentence to see its neighbours, or beside one to read what lies there.")
 

@@ -17,20 +17,22 @@ import numpy as np
 
 from sonarkit.codec.audio import RATE, load
 from sonarkit.codec.speech import Recording, encode_recording
-from sonarkit.explore.widgets.common import Status, Work, own_keys
+from sonarkit.explore.widgets.common import Panel, Status, Work
 from sonarkit.explore.widgets.story_teller import StoryTeller
 from sonarkit.models.rollout import ConceptModel, RolloutConfig
 from sonarkit.text.languages import resolve
 from sonarkit.text.speech_data import soundfile
 
 
-class SpeechTeller(widgets.VBox):
+class SpeechTeller(Panel):
     """Hears recordings with the speech encoder of `model.sonar`, and lets the first of `languages` begin a story.
 
     `hear` works in the background, `wait` waits for it; `recording` is then what was heard, `said` its sentences by language,
     and the prompt of `teller`, a `StoryTeller`, the sentences in the first of them. What goes wrong is a sentence in `status`.
     ValueError for a codec without a speech encoder, UnknownLanguageError.
     """
+
+    let_go = ("sonar", "encoder")
 
     def __init__(
         self, model: ConceptModel, languages: Sequence[str] = ("eng_Latn",), config: RolloutConfig = RolloutConfig()
@@ -49,7 +51,6 @@ class SpeechTeller(widgets.VBox):
         self.work = Work(self.status, self._enable)
         self.teller = StoryTeller(model, "", self.languages[0], config=config)
         super().__init__([self.upload, self.player, self.heard, self.status, self.teller])
-        own_keys(self)
 
     def hear(self, audio: str | Path | np.ndarray) -> None:
         """Listen to a sound file, or to samples at 16 kHz, in place of what was heard before."""

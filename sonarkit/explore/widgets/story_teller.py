@@ -15,7 +15,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from sonarkit.explore.widgets.common import Caught, Status, Work, own_keys
+from sonarkit.explore.widgets.common import Caught, Panel, Status, Work
 from sonarkit.models.rollout import Candidate, ConceptModel, RolloutConfig, candidates, tell
 from sonarkit.models.story_tree import Node, StoryTree
 from sonarkit.text.languages import check_language, resolve
@@ -46,13 +46,16 @@ STYLE = """<style>
 </style>"""
 
 
-class StoryTeller(widgets.VBox):
+class StoryTeller(Panel):
     """Tells a story with `model` as it is made, and lets its reader steer it.
 
     `tree` holds everything tried, `proposed` the candidates last asked for. Each button calls the method of its name;
     `tell` and `propose` work in the background, `wait` waits for them. What goes wrong is a sentence in `status`.
+    A closed teller keeps its `tree`, which `save` still writes.
     UnknownLanguageError for a language that the model does not know.
     """
+
+    let_go = ("model",)
 
     def __init__(
         self,
@@ -78,7 +81,6 @@ class StoryTeller(widgets.VBox):
         self._set_controls()
         super().__init__(self._layout())
         self.add_class("sk-teller")
-        own_keys(self)
         self._show()
         self._enable()
 

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from tqdm import tqdm
 
 from sonarkit.explore import figures
-from sonarkit.explore.widgets.common import Caught, Status, WholeFigure, as_sentence, own_keys, show_in_place
+from sonarkit.explore.widgets.common import Caught, Panel, Status, WholeFigure, as_sentence, show_in_place
 from sonarkit.training.metrics import read_metrics
 
 METRICS, LOSS = "metrics.jsonl", "loss_nats_per_token"
@@ -150,7 +150,7 @@ def sample_html(record: Record) -> str:
 # ---------------------------------------------------------------------- the widget
 
 
-class TrainingMonitor(widgets.VBox):
+class TrainingMonitor(Panel):
     """Follows runs by their metrics files: curves, latest numbers, and the sample story of each evaluation.
 
         TrainingMonitor("runs").follow()               # every run in this folder, also those that begin later
@@ -172,7 +172,6 @@ class TrainingMonitor(widgets.VBox):
         self._showing = False  # we set the controls now, not the reader
         self._build()
         super().__init__(self._layout())
-        own_keys(self)
         self.add_class("sk-monitor")
         self.refresh()
 
