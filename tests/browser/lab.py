@@ -67,6 +67,11 @@ RUN_ALL = """async () => {
     errors: cell.outputs.filter((o) => o.output_type === "error").map((o) => `${o.ename}: ${o.evalue}`),
   }));
 }"""
+RUN_LAST = """async () => {
+  const notebook = window.jupyterapp.shell.currentWidget.content;
+  notebook.activeCellIndex = notebook.widgets.findLastIndex((cell) => cell.model.type === "code");
+  await window.jupyterapp.commands.execute("notebook:run-cell");
+}"""
 ASK_KERNEL = """async (code) => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
   const asked = kernel.requestExecute({code: "", silent: true, store_history: false, user_expressions: {answer: code}});
@@ -196,6 +201,10 @@ class OpenNotebook:
         raised = [error for cell in cells for error in cell["errors"]]
         assert not raised, raised
         assert all(cell["ran"] for cell in cells), "some cells were not run"
+
+    def run_last(self) -> None:
+        """Run the last code cell, again."""
+        self.page.evaluate(RUN_LAST)
 
     def python(self, expression: str) -> str:
         """The repr of an expression in the notebook's kernel."""
