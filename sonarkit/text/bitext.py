@@ -12,7 +12,7 @@
    All but Parquet also as .gz. Languages may be written as people write them (`en`, `de-AT`, `deu_Latn`).
 2. `filtered` leaves out what is hardly a translation, and counts it by reason.
 3. `Bitext` is what training draws from: rows in memory and how they came about. `load_bitext` makes one.
-4. `mixing_weights` and `direction_weights` say how often to draw from what.
+4. `mixing_weights` says how often to draw from which.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain, combinations, count, islice, permutations
+from itertools import chain, combinations, count, islice
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -605,15 +605,6 @@ class Bitext:
         """Whether a sentence in `target` may be learnt from its translation in `source`."""
         return not self.synthetic or (source in self.synthetic and target not in self.synthetic)
 
-    def directions(self) -> Counter[tuple[str, str]]:
-        """How many rows have each direction (source, target) that may be learnt."""
-        found: Counter[tuple[str, str]] = Counter()
-        for codes, rows in Counter(tuple(sorted(row)) for row in self.rows).items():
-            for source, target in permutations(codes, 2):
-                if self.may_translate(source, target):
-                    found[source, target] += rows
-        return found
-
     def report(self) -> str:
         """`pairs.tsv: kept 186 rows; dropped 2 length ratio, 1 empty side`."""
         reasons = ", ".join(f"{number} {why}" for why, number in Counter(self.dropped).most_common())
@@ -659,21 +650,3 @@ def mixing_weights(counts: Sequence[float], temperature: float) -> list[float]:
     raised = [math.exp(math.log(n / largest) / temperature) if n else 0.0 for n in counts]  # no overflow at small T
     total = math.fsum(raised)
     return [value / total for value in raised]
-
-
-def direction_weights(corpora: Sequence[Bitext], temperature: float) -> dict[tuple[int, str, str], float]:
-    """How often to draw (which of the corpora, source, target), so that directions are balanced by temperature.
-
-    A direction weighs by its rows in all corpora together; within it corpora weigh in proportion. Sums to 1.
-    Raises ValueError as `mixing_weights` does.
-    """
-    found = [corpus.directions() for corpus in corpora]
-    total: Counter[tuple[str, str]] = Counter()
-    for one in found:
-        total.update(one)
-    weights = dict(zip(total, mixing_weights(list(total.values()), temperature)))
-    return {
-        (i, *direction): weights[direction] * rows / total[direction]
-        for i, one in enumerate(found)
-        for direction, rows in one.items()
-    }

@@ -275,10 +275,6 @@ class Layout:
     fits: bool
     advice: str = ""
 
-    @property
-    def days(self) -> float:
-        return self.seconds / 86_400
-
 
 @dataclass(frozen=True)
 class Plan:

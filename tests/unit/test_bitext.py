@@ -21,7 +21,6 @@ from sonarkit.text.bitext import (
     Bitext,
     FilterConfig,
     Row,
-    direction_weights,
     filtered,
     held_out,
     load_bitext,
@@ -497,9 +496,10 @@ def test_the_defaults_drop_next_to_nothing_of_clean_text(shared_data: Path, name
 
 def test_back_translations_are_sources_only():
     plain, mined = Bitext("a", GO), Bitext("b", GO, tag="<MINED_DATA>")
-    assert plain.directions() == mined.directions() == {("eng_Latn", "deu_Latn"): 2, ("deu_Latn", "eng_Latn"): 2}
+    for corpus in (plain, mined):
+        assert corpus.may_translate("eng_Latn", "deu_Latn") and corpus.may_translate("deu_Latn", "eng_Latn")
     back = Bitext("c", [*GO, {"eng_Latn": "Go.", "deu_Latn": "Geh!", "fra_Latn": "Va !"}], "<MMT_BT_DATA>", ("deu_Latn",))
-    assert back.directions() == {("deu_Latn", "eng_Latn"): 3, ("deu_Latn", "fra_Latn"): 1}
+    assert back.may_translate("deu_Latn", "eng_Latn") and back.may_translate("deu_Latn", "fra_Latn")
     assert not back.may_translate("eng_Latn", "deu_Latn") and not back.may_translate("eng_Latn", "fra_Latn")
     with pytest.raises(ValueError, match="the tag is '' or one of <MINED_DATA>.*; got 'mined'"):
         Bitext("d", GO, "mined")
@@ -533,29 +533,6 @@ def test_mixing_by_temperature():
     for temperature in (0, -1, math.nan):
         with pytest.raises(ValueError, match="the temperature is above 0"):
             mixing_weights([1], temperature)
-
-
-def test_directions_are_balanced_over_corpora():
-    english_german = [{"eng_Latn": "a", "deu_Latn": "b"}]
-    corpora = [
-        Bitext("large", english_german * 60),
-        Bitext("small", english_german * 4 + [{"eng_Latn": "a", "fra_Latn": "c"}]),
-        Bitext("back", english_german * 17, "<MMT_BT_DATA>", ("eng_Latn",)),
-    ]
-    # Rows by direction: en-de 60 + 4 + 17 = 81, de-en 64, en-fr and fr-en 1 each; their square roots 9 + 8 + 1 + 1 = 19.
-    assert direction_weights(corpora, 2) == pytest.approx(
-        {
-            (0, "eng_Latn", "deu_Latn"): 9 / 19 * 60 / 81,
-            (1, "eng_Latn", "deu_Latn"): 9 / 19 * 4 / 81,
-            (2, "eng_Latn", "deu_Latn"): 9 / 19 * 17 / 81,
-            (0, "deu_Latn", "eng_Latn"): 8 / 19 * 60 / 64,
-            (1, "deu_Latn", "eng_Latn"): 8 / 19 * 4 / 64,
-            (1, "eng_Latn", "fra_Latn"): 1 / 19,
-            (1, "fra_Latn", "eng_Latn"): 1 / 19,
-        }
-    )
-    even = direction_weights(corpora, math.inf)
-    assert sum(weight for (_, *pair), weight in even.items() if pair == ["eng_Latn", "deu_Latn"]) == pytest.approx(0.25)
 
 
 # ---------------------------------------------------------------------- held out
