@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.basedatatypes import BaseTraceType
 
 from sonarkit.evaluation.scaling import ScalingFit
 from sonarkit.evaluation.statistics import Interval
@@ -26,7 +27,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "star")
 MARKERS_3D = ("circle", "diamond", "square", "cross", "x", "circle-open")  # there are no others in space
 PATTERNS = ("", "/", ".", "x")
-DASHES = ("solid", "dash", "dot", "dashdot")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 INK = "#7c7c7c"  # contrast about 4.2 to 1 against white and against JupyterLab's dark grey alike
 GRID = "rgba(128, 128, 128, 0.25)"
 LABEL_LETTERS, HOVER_LETTERS = 38, 60
@@ -51,7 +52,7 @@ def vector_barcodes(vectors_ND: Array, texts: Sequence[str], components: int = 1
         hovertemplate="%{customdata}<br>component %{x}: %{z:.3f}<extra></extra>",
         colorbar={"title": "value", "thickness": 12},
     )
-    figure = _figure([bars], height=130 + 30 * len(texts))
+    figure = plain([bars], height=130 + 30 * len(texts))
     _label_axis(figure, "y", texts)
     shown = f" (the first {components} of {whole.shape[1]})" if components < whole.shape[1] else ""
     return figure.update_xaxes(title=f"component of the vector{shown}", showgrid=False).update_layout(margin_t=30)
@@ -69,7 +70,7 @@ def filter_bank(features_LF: Array, title: str = "", seconds_per_frame: float = 
         hovertemplate="%{x:.2f} s, band %{y}: %{z:.1f}<extra></extra>",
         colorbar={"title": "energy", "thickness": 12},
     )
-    figure = _figure([frames], title, height=300)
+    figure = plain([frames], title, height=300)
     return figure.update_xaxes(title="seconds", showgrid=False).update_yaxes(title="mel band", showgrid=False)
 
 
@@ -92,7 +93,7 @@ def similarity_heatmap(
         colorbar={"title": "cosine", "thickness": 12},
         texttemplate="%{z:.2f}" if similarities.size <= 150 else None,
     )
-    figure = _figure([cells], title, height=280 + 30 * len(similarities))
+    figure = plain([cells], title, height=280 + 30 * len(similarities))
     _label_axis(figure, "y", row_texts)
     _label_axis(figure, "x", column_texts)
     return figure.update_xaxes(tickangle=-35)
@@ -118,7 +119,7 @@ def sentence_map(
     coordinates = dict(zip("xyz", points.T.astype(np.float32)))
     hovers, groups_N = np.array([hover_text(text) for text in texts], dtype=object), np.array(groups, dtype=object)
     size = (5 if solid else 9) if len(points) <= 2000 else 3 if solid else 5
-    figure = _figure([], title, height=600 if solid else 480)
+    figure = plain(title=title, height=600 if solid else 480)
     for i, group in enumerate(dict.fromkeys(groups)):
         members = groups_N == group
         trace = {
@@ -141,7 +142,7 @@ def story_path(
     """
     points = _check_plane(points_S2)
     _check_one_each(sentences, len(points), "sentence", "point")
-    figure = _figure([], title, height=480)
+    figure = plain(title=title, height=480)
     figure.add_scatter(
         x=points[:, 0], y=points[:, 1], mode="lines", line={"color": INK, "width": 1.5}, hoverinfo="skip", showlegend=False
     )
@@ -184,7 +185,7 @@ def predicted_and_true(
         raise ValueError(f"expected one prediction for each true vector, got {len(predicted)} and {len(true)}")
     _check_one_each(said, len(true), "decoded sentence", "point")
     _check_one_each(sentences, len(true), "sentence", "point")
-    figure = _figure([], title, height=480)
+    figure = plain(title=title, height=480)
     ends = np.stack([predicted, true, np.full_like(true, np.nan)], 1).reshape(-1, 2)  # NaN: the pen is lifted
     figure.add_scattergl(
         x=ends[:, 0], y=ends[:, 1], mode="lines", line={"color": INK, "width": 1}, hoverinfo="skip", showlegend=False
@@ -215,7 +216,7 @@ def neighbours(texts: Sequence[str], cosines_K: Array, groups: Sequence[str] | N
     _check_one_each(texts, len(cosines), "text", "cosine")
     names = ["neighbours"] * len(texts) if groups is None else list(groups)
     _check_one_each(names, len(texts), "group", "text")
-    figure = _figure([], title, height=150 + 40 * len(texts))
+    figure = plain(title=title, height=150 + 40 * len(texts))
     for i, group in enumerate(dict.fromkeys(names)):
         places = [n for n, name in enumerate(names) if name == group]
         figure.add_bar(
@@ -246,7 +247,7 @@ def walk(vectors_SD: Array, sentences: Sequence[str], title: str = "") -> go.Fig
     vectors = as_matrix(vectors_SD)
     _check_one_each(sentences, len(vectors), "sentence", "step")
     steps = list(range(len(vectors)))
-    figure = _figure([], title, height=150 + 36 * len(steps))
+    figure = plain(title=title, height=150 + 36 * len(steps))
     for i, (name, end) in enumerate({"to the start": vectors[:1], "to the end": vectors[-1:]}.items()):
         figure.add_scatter(
             x=paired_cosines(vectors, end),
@@ -270,7 +271,7 @@ def cosine_histogram(cosines: Mapping[str, Array], bins: int = 40, title: str = 
         raise ValueError(f"expected at least one group, each with cosines, got { ({n: len(v) for n, v in arrays.items()}) }")
     low = min(values.min() for values in arrays.values())
     edges = np.linspace(min(low, 0.99), 1.0, bins + 1)
-    figure = _figure([], title, height=360)
+    figure = plain(title=title, height=360)
     for i, (name, values) in enumerate(arrays.items()):
         counts, _ = np.histogram(values, edges)
         figure.add_scatter(
@@ -289,7 +290,7 @@ def step_cosines(
     sentences: Sequence[str], cosines: Mapping[str, Array], threshold: float | None = None, title: str = ""
 ) -> go.Figure:
     """One or several cosines for each step of a story, (S,) each, over the sentences told; `threshold` is a dashed line."""
-    figure = _figure([], title, height=400)
+    figure = plain(title=title, height=400)
     numbers = list(range(1, len(sentences) + 1))
     for i, (name, values) in enumerate(cosines.items()):
         values_S = np.asarray(values, dtype=np.float64)
@@ -318,7 +319,7 @@ def spectra(shares: Mapping[str, Array], title: str = "") -> go.Figure:
 
     Both axes are logarithmic; the legend gives each set's effective dimension.
     """
-    figure = _figure([], title, height=400)
+    figure = plain(title=title, height=400)
     for i, (name, values) in enumerate(shares.items()):
         shares_K = as_vector(values, "shares")
         figure.add_scatter(
@@ -339,7 +340,7 @@ def spectra(shares: Mapping[str, Array], title: str = "") -> go.Figure:
 
 def fragility_curves(found: Sequence[Fragility], title: str = "") -> go.Figure:
     """The share of noisy copies that still say the sentence, against the radius of the noise; on hover what they say."""
-    figure = _figure([], title, height=420)
+    figure = plain(title=title, height=420)
     for i, one in enumerate(found):
         figure.add_scatter(
             x=one.radii_R,
@@ -364,7 +365,7 @@ def token_surprise(tokens: Mapping[str, Sequence[tuple[str, float]]], title: str
     pieces = [piece for piece, _ in next(iter(tokens.values()), [])]
     if not pieces or any([piece for piece, _ in values] != pieces for values in tokens.values()):
         raise ValueError("expected the log-probabilities of one text, the same pieces for each name")
-    figure = _figure([], title, height=380)
+    figure = plain(title=title, height=380)
     for i, (name, values) in enumerate(tokens.items()):
         figure.add_bar(
             x=list(range(len(pieces))),
@@ -412,7 +413,7 @@ def attention(
         hovertemplate="%{customdata}<br>weight %{z:.3f}<extra></extra>",
         colorbar={"title": "weight", "thickness": 12},
     )
-    figure = _figure([cells], title, height=170 + 26 * len(sentences))
+    figure = plain([cells], title, height=170 + 26 * len(sentences))
     _label_axis(figure, "y", labels)
     numbers = [str(number) for number in range(1, len(labels) + 1)]
     _label_axis(figure, "x", numbers)
@@ -432,7 +433,7 @@ def loss_curves(
     every update was skipped, leave a gap. Raises ValueError when no run has any of the values.
     """
     names = [values] if isinstance(values, str) else list(values)
-    figure = _figure([], title, height=420)
+    figure = plain(title=title, height=420)
     shown = [(run, name) for run, records in runs.items() for name in names if any(name in record for record in records)]
     if not shown:
         there = sorted({key for records in runs.values() for record in records for key in record} - {"kind"})
@@ -470,7 +471,7 @@ def interval_figure(
         raise ValueError(
             f"expected at least one model with a metric, got { ({model: list(m) for model, m in intervals.items()}) }"
         )
-    figure = _figure([], title, height=150 + (30 + 16 * len(intervals)) * len(metrics))
+    figure = plain(title=title, height=150 + (30 + 16 * len(intervals)) * len(metrics))
     for i, (model, of_model) in enumerate(intervals.items()):
         shift = 0.7 * ((i + 0.5) / len(intervals) - 0.5)
         shown = [(place, metric, of_model[metric]) for place, metric in enumerate(metrics) if metric in of_model]
@@ -504,7 +505,7 @@ def scaling_figure(
     """
     if not fits:
         raise ValueError("expected at least one fit, got none")
-    figure = _figure([], title, height=460)
+    figure = plain(title=title, height=460)
     for i, (name, fit) in enumerate(fits.items()):
         colour = COLOURS[i % len(COLOURS)]
         law = f": exponent {fit.law.alpha:.2f}, limit {fit.law.b:.3g}" if fit.law else ": no law"
@@ -542,7 +543,8 @@ def scaling_figure(
 # ---------------------------------------------------------------------- shared looks
 
 
-def _figure(traces: Sequence[go.Heatmap], title: str = "", height: int = 420) -> go.Figure:
+def plain(traces: Sequence[BaseTraceType] = (), title: str = "", height: int = 420) -> go.Figure:
+    """A figure that looks like the others here: of these traces, or to add some to."""
     figure = go.Figure(data=list(traces))
     figure.update_layout(
         title=_escape(title),
@@ -551,6 +553,7 @@ def _figure(traces: Sequence[go.Heatmap], title: str = "", height: int = 420) ->
         margin={"l": 10, "r": 10, "t": 90 if title else 60, "b": 10},
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
+        colorway=COLOURS,
         font={"color": INK, "size": 13},
         hoverlabel={"align": "left", "font": {"size": 13}},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0.0},
