@@ -228,4 +228,5 @@ def show_in_place(shown: go.FigureWidget, figure: go.Figure) -> None:
             shown.data = []
             shown.add_traces(figure.data)
         shown.update_layout(layout)
-    shown._repr_mimebundle_()  # where plotly sets what a new view is built from
+    if shown.comm is not None:  # it is not closed
+        shown._repr_mimebundle_()  # where plotly sets what a new view is built from
