@@ -28,11 +28,12 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 import json  # noqa: E402
 import multiprocessing  # noqa: E402
 import signal  # noqa: E402
+import traceback  # noqa: E402
 from collections.abc import Callable, Iterable, Sequence  # noqa: E402
-from concurrent.futures import ProcessPoolExecutor  # noqa: E402
-from concurrent.futures.process import BrokenProcessPool  # noqa: E402
 from dataclasses import dataclass, field, replace  # noqa: E402
-from multiprocessing.synchronize import Event  # noqa: E402
+from multiprocessing import connection  # noqa: E402
+from multiprocessing.connection import Connection  # noqa: E402
+from multiprocessing.context import SpawnProcess  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -86,46 +87,67 @@ class Job:
 
 
 def spread(jobs: Sequence[Job], at_once: int) -> dict[str, Any]:
-    """What each of the jobs finds, by its name; several at once in processes of their own.
+    """What each of the jobs finds, by its name; several at once, each in a process of its own.
 
-    When one of them fails or is stopped no other begins. SIGTERM is passed on to the processes, which keep what they have learnt.
+    When one of them fails or is stopped no other begins, and those under way end first. SIGTERM is passed on to them, and what
+    they have learnt is kept. ValueError, too, for a process that was killed.
     """
     if at_once == 1 or len(jobs) == 1:
         return dict(map(done, jobs))
-    context = multiprocessing.get_context("spawn")
-    before = signal.signal(signal.SIGTERM, _pass_on)
+    context, waiting = multiprocessing.get_context("spawn"), list(jobs)
+    running: dict[Connection, tuple[Job, SpawnProcess]] = {}
+    found, failed = dict[str, Any](), list[Exception]()
+
+    def stop(number: int, frame: Any) -> None:
+        failed.append(ValueError("the study was stopped; the same command goes on from there"))
+        for _, process in running.values():
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        with ProcessPoolExecutor(at_once, context, initializer=_join, initargs=(context.Event(),)) as pool:
-            return dict(pool.map(_done_unless_over, jobs))
-    except BrokenProcessPool as error:
-        raise ValueError("a process of the study was killed (is there too little memory?); the same command goes on") from error
+        while running or (waiting and not failed):
+            while waiting and not failed and len(running) < at_once:
+                job = waiting.pop(0)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_send, args=(sender, job))
+                process.start()
+                running[receiver] = job, process
+                sender.close()  # the process has its own, and with that its end is heard
+                if failed:  # it was stopped just now
+                    process.terminate()
+            ready = connection.wait(list(running))
+            for receiver in [one for one in running if one in ready]:
+                try:
+                    name, result = receiver.recv()
+                except EOFError:
+                    name, result = running[receiver][0].name, ValueError(KILLED)
+                running.pop(receiver)[1].join()
+                receiver.close()
+                if not isinstance(result, Exception):
+                    found[name] = result
+                    continue
+                failed.append(result)
+                if running:  # which may take long
+                    print(f"{name}: {result}. What is under way ends first", file=sys.stderr, flush=True)
     finally:
         signal.signal(signal.SIGTERM, before)
+        for _, process in running.values():  # Ctrl-C reaches them, too
+            process.join()
+    if failed:
+        raise failed[0]
+    return {job.name: found[job.name] for job in jobs}
 
 
-def _pass_on(number: int, frame: Any) -> None:
-    for child in multiprocessing.active_children():
-        child.terminate()
+KILLED = "a process of the study was killed (is there too little memory?); the same command goes on"
 
 
-_over: Event | None = None  # in a process of `spread`: whether a job failed or was stopped
-
-
-def _join(over: Event) -> None:
-    global _over
-    _over = over
-
-
-def _done_unless_over(job: Job) -> tuple[str, Any]:
-    """`done` in a process of `spread`, which is given the next job before this one ends."""
-    assert _over is not None
-    if _over.is_set():
-        raise ValueError("the study was stopped; the same command goes on from there")
+def _send(sender: Connection, job: Job) -> None:
+    """What a process of `spread` does."""
     try:
-        return done(job)
-    except BaseException:
-        _over.set()
-        raise
+        sender.send(done(job))
+    except Exception as error:
+        error.add_note("".join(traceback.format_exception(error)))  # which does not travel by itself
+        sender.send((job.name, error))
 
 
 def done(job: Job) -> tuple[str, Any]:

@@ -74,6 +74,12 @@ def test_all_families_are_judged_by_one_command(of_study: Callable[..., str], tm
     assert json.loads((second / "rows.json").read_text(encoding="utf-8"))["intervals"] == found["intervals"]
 
 
+def workers(pid: int) -> list[int]:
+    """The processes that a study has begun for its jobs."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
 def alive(group: int) -> bool:
     """Whether a process of the group is left."""
     try:
@@ -83,7 +89,9 @@ def alive(group: int) -> bool:
     return True
 
 
-def test_a_stopped_study_keeps_what_it_has_and_begins_nothing_more(codec: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_stopped_study_keeps_what_it_has_and_begins_nothing_more(codec: Path, tmp_path: Path, killed: bool) -> None:
+    """By SIGTERM, also after one of its processes was killed."""
     command = ["families", "--out", tmp_path, "--codec", codec, *SHARED, "--jobs", 2, *SHAPE, *JUDGED, "--steps", 100_000]
     command = [sys.executable, study.__file__, *map(str, command)]
     begun = [tmp_path / f"{family}-0" / "metrics.jsonl" for family in ("sonar-llm", "mse-lcm")]
@@ -93,6 +101,11 @@ def test_a_stopped_study_keeps_what_it_has_and_begins_nothing_more(codec: Path, 
             while not all(file.is_file() and file.stat().st_size for file in begun):
                 assert process.poll() is None, (tmp_path / "log").read_text()
                 time.sleep(0.2)
+            if killed:
+                os.kill(workers(process.pid)[0], signal.SIGKILL)
+                while "was killed" not in (tmp_path / "log").read_text():
+                    time.sleep(0.2)
+                assert len(workers(process.pid)) == 1 and process.poll() is None
             process.terminate()
             assert process.wait(120) == 2
             deadline = time.monotonic() + 30
@@ -102,8 +115,10 @@ def test_a_stopped_study_keeps_what_it_has_and_begins_nothing_more(codec: Path, 
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    assert "stopped before its end; the same command goes on from there" in (tmp_path / "log").read_text()
-    assert all(any(file.parent.glob("step-*")) for file in begun)  # checkpoints
+    log = (tmp_path / "log").read_text()
+    assert ("the study was stopped; the same command goes on from there" in log) is not killed
+    assert log.count("a process of the study was killed (is there too little memory?)") == 2 * killed  # at once, and at the end
+    assert sum(any(file.parent.glob("step-*")) for file in begun) == 2 - killed  # checkpoints
     assert not (tmp_path / "diffusion-lcm-0").exists()
 
 
