@@ -190,6 +190,9 @@ class JudgeReport:
         }
 
 
+STOPPED = "stopped"  # of a story that was not asked about, since the run is over
+
+
 class _Failed(Exception):
     """A try that gave no answer. `kind` is what is counted, `wait` what the server asked for."""
 
@@ -240,8 +243,13 @@ def judge_stories(
         with _appending(out) as write, ThreadPoolExecutor(config.workers) as pool:
 
             def work(one: str, story: Told) -> Verdict:
-                verdict = _judge(story, one, config, key, sleep or stop.wait, stop)
-                write(json.dumps(asdict(verdict), ensure_ascii=False))
+                try:
+                    verdict = _judge(story, one, config, key, sleep or stop.wait, stop)
+                except BaseException:
+                    stop.set()  # at once: who waits for this may be long in hearing of it
+                    raise
+                if verdict.failure != STOPPED:
+                    write(json.dumps(asdict(verdict), ensure_ascii=False))
                 return verdict
 
             jobs = [pool.submit(work, one, story) for one, story in open_stories.items()]
@@ -345,7 +353,7 @@ def _ask(
     """One turn, with tries: what `check` makes of the answer. _Failed is the last try's."""
     for attempt in range(1, config.tries + 1):
         if stop.is_set():
-            raise _Failed("stopped", again=False)
+            raise _Failed(STOPPED, again=False)
         try:
             return check(_post(messages, config, key, usage))
         except _Failed as error:

@@ -212,6 +212,7 @@ def test_who_is_refused_stops_at_once_and_keeps_what_there_is(code: int, server:
         judge(server, tmp_path / "verdicts.jsonl", stories)
     assert KEY not in str(caught.value)
     assert len(server.requests) < 2 * len(stories)
+    assert "stopped" not in (tmp_path / "verdicts.jsonl").read_text(encoding="utf-8")
     server.faults.clear()
     assert judge(server, tmp_path / "verdicts.jsonl", STORIES[:1]).found == 1
 
