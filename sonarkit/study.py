@@ -118,17 +118,19 @@ def spread(jobs: Sequence[Job], at_once: int) -> dict[str, Any]:
             ready = connection.wait(list(running))
             for receiver in [one for one in running if one in ready]:
                 try:
-                    name, result = receiver.recv()
+                    result = receiver.recv()
                 except EOFError:
-                    name, result = running[receiver][0].name, ValueError(KILLED)
-                running.pop(receiver)[1].join()
+                    why = "a process of the study was killed (is there too little memory?); the same command goes on"
+                    result = ValueError(why)
+                job, process = running.pop(receiver)
+                process.join()
                 receiver.close()
                 if not isinstance(result, Exception):
-                    found[name] = result
+                    found[job.name] = result
                     continue
                 failed.append(result)
                 if running:  # which may take long
-                    print(f"{name}: {result}. What is under way ends first", file=sys.stderr, flush=True)
+                    print(f"{job.name}: {result}. What is under way ends first", file=sys.stderr, flush=True)
     finally:
         signal.signal(signal.SIGTERM, before)
         for _, process in running.values():  # Ctrl-C reaches them, too
@@ -138,16 +140,13 @@ def spread(jobs: Sequence[Job], at_once: int) -> dict[str, Any]:
     return {job.name: found[job.name] for job in jobs}
 
 
-KILLED = "a process of the study was killed (is there too little memory?); the same command goes on"
-
-
 def _send(sender: Connection, job: Job) -> None:
     """What a process of `spread` does."""
     try:
-        sender.send(done(job))
+        sender.send(done(job)[1])
     except Exception as error:
         error.add_note("".join(traceback.format_exception(error)))  # which does not travel by itself
-        sender.send((job.name, error))
+        sender.send(error)
 
 
 def done(job: Job) -> tuple[str, Any]:

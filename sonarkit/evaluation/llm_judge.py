@@ -190,9 +190,6 @@ class JudgeReport:
         }
 
 
-STOPPED = "stopped"  # of a story that was not asked about, since the run is over
-
-
 class _Failed(Exception):
     """A try that gave no answer. `kind` is what is counted, `wait` what the server asked for."""
 
@@ -248,7 +245,7 @@ def judge_stories(
                 except BaseException:
                     stop.set()  # at once: who waits for this may be long in hearing of it
                     raise
-                if verdict.failure != STOPPED:
+                if verdict.usage.requests:  # else the run was over before this story's turn
                     write(json.dumps(asdict(verdict), ensure_ascii=False))
                 return verdict
 
@@ -353,7 +350,7 @@ def _ask(
     """One turn, with tries: what `check` makes of the answer. _Failed is the last try's."""
     for attempt in range(1, config.tries + 1):
         if stop.is_set():
-            raise _Failed(STOPPED, again=False)
+            raise _Failed("stopped", again=False)
         try:
             return check(_post(messages, config, key, usage))
         except _Failed as error:

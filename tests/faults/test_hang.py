@@ -45,7 +45,8 @@ def test_a_rank_that_hangs_is_named_and_the_ranks_begin_again(whole_store: Path,
 def hang(attempt: int, rank: int, where: str) -> None:
     if (attempt, rank, where) in [(0, 1, "step 3"), (1, 0, "step 5")]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else torchrun waits half a minute before it kills
-        (time if attempt else ctypes.PyDLL(None)).sleep(3600)  # in C the interpreter is held, and none of its threads runs
+        sleep = time.sleep if attempt else ctypes.PyDLL(None).sleep  # C's holds the interpreter: no other thread runs, either
+        sleep(3600)
 
 
 def main(store: Path, out: Path) -> None:
